@@ -293,6 +293,9 @@ def test_labels(deployment: Deployment) -> None:
     mixed, renamed = found["labels"]
     assert mixed[:2] == ("warning", "a secret in STRIPE_WEBHOOK_SECRETS has no label, and others have (acct_2)")
     assert renamed[:2] == ("warning", "the label acct_2 was renamed to acct_3, and is still in the settings")
+    ledger.execute(deployment.engine, "UPDATE account_names SET finished_at = NULL")
+    (unfinished, _) = deployment.look(STRIPE_WEBHOOK_SECRETS=SECRET, STRIPE_API_KEY="")["accounts"]
+    assert unfinished[2] == "Let the rename come to its end:\n  payfold accounts rename acct_2 acct_3 --yes"
     (split,) = found["accounts"]
     assert split[0] == "fault"
     assert "Events were recorded under the label acct_9, and no secret" in split[1]
@@ -320,7 +323,8 @@ def test_a_database_that_is_away(deployment: Deployment) -> None:
     (database,) = found["database"]
     assert database[0] == "fault"
     assert "Connection refused" in database[1]
-    assert found["migrations"] == [("skipped", "not looked at: PostgreSQL cannot be reached", "")]
+    for check in ("migrations", "clock of PostgreSQL", "webhooks"):
+        assert found[check] == [("skipped", "not looked at: PostgreSQL cannot be reached", "")]
     assert [found[check][0][0] for check in ("redis", "key (default account, test)")] == ["ok", "ok"]
 
 

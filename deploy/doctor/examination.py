@@ -7,12 +7,11 @@ from typing import Final
 
 from deploy.doctor import at_stripe, configured, delivery, engines, postgres, redis, running, stripe
 from deploy.doctor.findings import NOT_IN_TIME, Finding, Unread, attempt, fault, judged, skipped
-from deploy.doctor.postgres import Arrivals, Postgres
+from deploy.doctor.postgres import Arrivals, Postgres, Server
 from deploy.doctor.reading import Reading
 from deploy.doctor.redis import Redis
 from deploy.doctor.stripe import AtStripe
 from schemas.settings import Settings
-from schemas.status import Status
 
 DELIVERY_SECONDS_MAX: Final = 60.0
 """For the request, which has ten seconds for each of its steps, and for the event's outcome."""
@@ -21,7 +20,7 @@ DELIVERY_SECONDS_MAX: Final = 60.0
 def of_names(unknown: Sequence[str], settings: Settings) -> Iterator[Finding]:
     """Yield the findings about the settings as such; a fault of these is one of configuration."""
     judge = partial(configured.names, unknown)
-    yield from judged(configured.SETTINGS, settings, judge, well=configured.in_force(settings))
+    yield from judged(configured.SETTINGS, settings, judge, well=configured.in_force)
 
 
 def of_system(settings: Settings, *, url: str | None) -> Iterator[Finding]:
@@ -60,58 +59,57 @@ def _deliver(settings: Settings, url: str, found: _Delivered, *, livemode: bool 
 
 
 def _secrets(settings: Settings, found: Postgres) -> Iterator[Finding]:
-    yield from judged(configured.SECRETS, settings, configured.secrets, well=configured.secrets_in_words(settings))
-    yield from judged(configured.KEYS, settings, configured.keys, well=configured.keys_in_words(settings))
-    yield from judged(configured.TOKENS, settings, configured.tokens, well=configured.tokens_in_words(settings))
+    yield from judged(configured.SECRETS, settings, configured.secrets, well=configured.secrets_in_words)
+    yield from judged(configured.KEYS, settings, configured.keys, well=configured.keys_in_words)
+    yield from judged(configured.TOKENS, settings, configured.tokens, well=configured.tokens_in_words)
     renamed = {} if isinstance(found.renamed, Unread) else found.renamed
     yield from judged(
-        configured.LABELS, renamed, partial(configured.labels, settings), well="none splits an account by itself"
+        configured.LABELS,
+        renamed,
+        partial(configured.labels, settings),
+        well=lambda _: "none splits an account by itself",
     )
-    yield from judged(running.ACCOUNTS, found.status, running.accounts, well="the inbox shows no account that is split")
+    yield from judged(
+        running.ACCOUNTS, found.status, running.accounts, well=lambda _: "the inbox shows no account that is split"
+    )
 
 
 def _postgres(settings: Settings, found: Postgres) -> Iterator[Finding]:
     server = found.server
-    if isinstance(server, Unread):
-        if settings.database_url is None:
-            yield skipped(engines.DATABASE, server.reason)
-        else:
-            yield engines.database_away(server.reason)
-        is_pooled = False
-    else:
-        yield from judged(engines.DATABASE, server, engines.database, well=engines.database_in_words(server))
-        is_pooled = server.is_pooled
-    yield from judged(engines.MIGRATIONS, found.migrations, engines.migrations, well="the schema is this release's")
-    granted = "" if isinstance(found.grants, Unread) else engines.grants_in_words(found.grants)
-    yield from judged(engines.GRANTS, found.grants, engines.grants, well=granted)
+    yield from judged(
+        engines.DATABASE,
+        server,
+        engines.database,
+        well=engines.database_in_words,
+        unread=None if server == postgres.UNSET else engines.database_away,
+    )
+    yield from judged(
+        engines.MIGRATIONS, found.migrations, engines.migrations, well=lambda _: "the schema is this release's"
+    )
+    yield from judged(engines.GRANTS, found.grants, engines.grants, well=engines.grants_in_words)
+    is_pooled = isinstance(server, Server) and server.is_pooled
     yield from judged(
         engines.CONNECTIONS, found.sessions, partial(engines.connections, settings=settings, is_pooled=is_pooled)
     )
-    ahead = server if isinstance(server, Unread) else server.ahead_seconds
-    yield from judged(
-        engines.CLOCK, ahead, partial(engines.clock, check=engines.CLOCK, owner="PostgreSQL's")
-    )  # fmt: skip
+    clock = partial(engines.clock, check=engines.CLOCK, owner="PostgreSQL's")
+    yield from judged(engines.CLOCK, found.ahead_seconds, clock)
 
 
 def _redis(found: Redis) -> Iterator[Finding]:
-    if isinstance(found.engine, Unread) and found.engine != redis.UNSET:
-        yield engines.redis_away(found.engine.reason)
-    else:
-        yield from judged(engines.REDIS, found.engine, engines.redis)
-    used = "" if isinstance(found.memory, Unread) else engines.memory_in_words(found.memory)
-    yield from judged(engines.MEMORY, found.memory, engines.memory, well=used)
+    unread = None if found.engine == redis.UNSET else engines.redis_away
+    yield from judged(engines.REDIS, found.engine, engines.redis, unread=unread)
+    yield from judged(engines.MEMORY, found.memory, engines.memory, well=engines.memory_in_words)
 
 
 def _stripe(settings: Settings, parts: Sequence[AtStripe], found: Postgres, url: str | None) -> Iterator[Finding]:
     has_deliveries = isinstance(found.arrivals, Arrivals) and running.has_deliveries(found.arrivals)
-    judge = partial(
-        at_stripe.endpoint, api_base=settings.stripe_api_base, url=url, has_deliveries=has_deliveries
-    )  # fmt: skip
+    judge = partial(at_stripe.endpoint, api_base=settings.stripe_api_base, url=url, has_deliveries=has_deliveries)
     for part in parts:
         yield from judged(f"{at_stripe.KEY} ({at_stripe.named(part.world)})", part, at_stripe.key)
-    if parts:
-        known = [each for each in parts if not isinstance(each.ahead_seconds, Unread)]
-        yield from judged(at_stripe.CLOCK, (known or parts)[0], at_stripe.clock)
+    # One of the keys is enough to see Stripe's clock.
+    known = [each for each in parts if not isinstance(each.ahead_seconds, Unread)] or parts
+    for part in known[:1]:
+        yield from judged(at_stripe.CLOCK, part, at_stripe.clock)
     for part in parts:
         if part.acts_for is None:
             yield from judged(f"{at_stripe.ENDPOINT} ({at_stripe.named(part.world)})", part, judge)
@@ -119,17 +117,11 @@ def _stripe(settings: Settings, parts: Sequence[AtStripe], found: Postgres, url:
 
 def _running(settings: Settings, found: Postgres) -> Iterator[Finding]:
     status = found.status
-    words = status if isinstance(status, Status) else None
-    yield from judged(running.JOBS, status, running.jobs, well=running.jobs_in_words(words) if words else "")
-    yield from judged(
-        running.PROCESSES,
-        status,
-        partial(running.processes, settings=settings),
-        well=running.processes_in_words(words) if words else "",
-    )
-    if isinstance(found.arrivals, Unread) or words is None:
-        reason = found.arrivals.reason if isinstance(found.arrivals, Unread) else "the status could not be read"
-        yield skipped(running.WEBHOOKS, reason)
+    processes = partial(running.processes, settings=settings)
+    yield from judged(running.JOBS, status, running.jobs, well=running.jobs_in_words)
+    yield from judged(running.PROCESSES, status, processes, well=running.processes_in_words)
+    if isinstance(status, Unread):
+        yield skipped(running.WEBHOOKS, status.reason)
         return
-    judge = partial(running.webhooks, status=words)
-    yield from judged(running.WEBHOOKS, found.arrivals, judge, well=running.webhooks_in_words(found.arrivals))
+    webhooks = partial(running.webhooks, status=status)
+    yield from judged(running.WEBHOOKS, found.arrivals, webhooks, well=running.webhooks_in_words)

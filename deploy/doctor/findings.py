@@ -75,18 +75,28 @@ def skipped(check: str, reason: str, fix: str = "") -> Finding:
 
 
 def judged(
-    check: str, value: Known | Unread, judge: Callable[[Known], Finding | Iterable[Finding]], *, well: str = ""
+    check: str,
+    value: Known | Unread,
+    judge: Callable[[Known], Finding | Iterable[Finding]],
+    *,
+    well: Callable[[Known], str] = str,
+    unread: Callable[[str], Finding] | None = None,
 ) -> Iterator[Finding]:
-    """Yield the findings of *judge* about *value*, *well* where there is none; a failure of *judge* is a fault."""
+    """Yield the findings of *judge* about *value*; a failure of *judge* is a fault.
+
+    Where there is none, *well* puts in words what was looked at. A value that could not be read is skipped, or is
+    itself the finding that *unread* makes of the reason.
+    """
     if isinstance(value, Unread):
-        yield skipped(check, value.reason)
+        yield skipped(check, value.reason) if unread is None else unread(value.reason)
         return
     try:
         found = judge(value)
         found = [found] if isinstance(found, Finding) else list(found)
+        found = found or [ok(check, well(value))]
     except Exception as error:  # noqa: BLE001 - no check may stop the others
         found = [fault(check, f"the check itself failed: {type(error).__name__}", "Report this as a bug of Payfold.")]
-    yield from found or [ok(check, well)]
+    yield from found
 
 
 def public(url: str) -> str:

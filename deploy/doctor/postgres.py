@@ -21,6 +21,7 @@ BOUNDS: Final = Bounds(statement=2, lock=1, whole=5)
 """Of each read."""
 SEQS_MAX: Final = status.WEBHOOK_SEQS_MAX
 """Last arrivals are looked for among this many of the newest events."""
+UNSET: Final = Unread("DATABASE_URL is not set")
 TEST_DELIVERY: Final = "payfold_doctor.test_delivery"
 """The type of the events that `doctor --send` sends."""
 
@@ -92,6 +93,7 @@ class Postgres:
     """All of it, each value as it is read: see Note [A part that hangs is left behind]."""
 
     server: Server | Unread = NOT_IN_TIME
+    ahead_seconds: float | Unread = NOT_IN_TIME
     grants: Grants | Unread = NOT_IN_TIME
     migrations: list[str] | Unread = NOT_IN_TIME
     sessions: Sessions | Unread = NOT_IN_TIME
@@ -103,7 +105,7 @@ class Postgres:
 def fill(settings: Settings, found: Postgres) -> None:
     """Read everything into *found*, one after the other over one connection."""
     if settings.database_url is None:
-        give_up(found, Unread("DATABASE_URL is not set"))
+        give_up(found, UNSET)
         return
     engine = database.engine(settings.postgresql, connections_max=1)
     try:
@@ -111,6 +113,7 @@ def fill(settings: Settings, found: Postgres) -> None:
         if isinstance(found.server, Unread):
             give_up(found, Unread("PostgreSQL cannot be reached"))
             return
+        found.ahead_seconds = found.server.ahead_seconds
         found.grants = attempt(lambda: _within(engine, _grants))
         found.migrations = attempt(lambda: _transacted(engine, migrate.pending))
         found.sessions = attempt(lambda: _within(engine, _sessions))

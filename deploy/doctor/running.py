@@ -25,7 +25,9 @@ def accounts(status: Status) -> Iterator[Finding]:
     if status.faults is None:
         yield skipped(ACCOUNTS, _NOT_KNOWN, "Try again.")
     for each in status.faults or ():
-        yield fault(ACCOUNTS, each.detail, f"Join the names, if they are of one account:\n  {each.command}")
+        is_begun = each.code == "rename_unfinished"
+        act = "Let the rename come to its end:" if is_begun else "Join the names, if they are of one account:"
+        yield fault(ACCOUNTS, each.detail, f"{act}\n  {each.command}")
 
 
 # ---- Processes ----

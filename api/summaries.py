@@ -1,7 +1,7 @@
 """What happened in a period, and how far the sessions of each payment link came."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,6 +15,8 @@ from schemas import answers, summary
 from schemas.answers import Page
 from schemas.errors import ConfigurationError
 from schemas.summary import LinkKey, Period, Summary
+
+DAYS_MAX: Final = timedelta(days=400)
 
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))], route_class=reads.Route)
 
@@ -44,6 +46,21 @@ def summarize(
     with reads.reading(request.app.state.engine) as connection:
         found = summary.read(connection, period, account=account, livemode=livemode)
     return answers.SummaryOfPeriod(since=period.since, until=period.until, data=[_shown(each) for each in found])
+
+
+@router.get("/summary/days", tags=["summary"])
+def summarize_days(
+    request: Request, since: Since = None, until: Until = None, account: Account = None, livemode: Livemode = None
+) -> answers.DaysOfPeriod:
+    """Count the orders of each day of a period, by status and currency, with their money."""
+    period = _period(since, until)
+    if period.until - period.since > DAYS_MAX:
+        fault = f"the period has more than {DAYS_MAX.days} days"
+        raise RequestValidationError([{"type": "value_error", "loc": ("query", "since"), "msg": fault, "input": None}])
+    with reads.reading(request.app.state.engine) as connection:
+        found = summary.days(connection, period, account=account, livemode=livemode)
+    data = [answers.SumOfDay.model_validate(asdict(each)) for each in found]
+    return answers.DaysOfPeriod(since=period.since, until=period.until, data=data)
 
 
 def _period(since: datetime | None, until: datetime | None) -> Period:

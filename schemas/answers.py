@@ -9,7 +9,7 @@ Note [Personal data is left out]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from typing import Annotated, Any, Final, Generic, Self, TypeVar
 
@@ -773,6 +773,22 @@ class SummaryOfPeriod(Answer):
     since: datetime = Field(description="what was asked for, or a day before `until`, rounded down to the hour")
     until: datetime = Field(description="what was asked for, or now, rounded up to the hour")
     data: list[Summary]
+
+
+class SumOfDay(Sum):
+    """The orders that were created on one day, of one account, mode, status and currency."""
+
+    account: Id
+    livemode: bool
+    day: date = Field(description="in UTC")
+
+
+class DaysOfPeriod(Answer):
+    """The orders of each day of a period."""
+
+    since: datetime
+    until: datetime
+    data: list[SumOfDay]
 
 
 class LinkFunnel(Answer):

@@ -24,17 +24,19 @@ Note [A sum is of known amounts in one currency]
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Date,
     FromClause,
     Row,
     Select,
     Table,
+    cast,
     false,
     func,
     literal,
@@ -181,6 +183,39 @@ def _hours(table: Table, period: Period | None) -> Sequence[tuple[bool, Sequence
 
 def _wanted(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]]:
     return [table.c[name] == value for name, value in given.items() if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class SumOfDay(Sum):
+    """The sum of the orders that were created on one day, UTC, of one account and mode."""
+
+    account: str
+    livemode: bool
+    day: date
+
+
+def days(
+    connection: Connection, period: Period, *, account: str | None = None, livemode: bool | None = None
+) -> list[SumOfDay]:
+    """Return the sums of the orders of each day in *period*, by account, mode, status and currency."""
+    found = connection.execute(days_query_of(period, account=account, livemode=livemode))
+    return [SumOfDay(**asdict(_sum(row)), account=row.account, livemode=row.livemode, day=row.day) for row in found]
+
+
+def days_query_of(period: Period, *, account: str | None, livemode: bool | None) -> Select[Any]:
+    """Return the query of the sums of the orders of each day in *period*."""
+    given = {"account": account, "livemode": livemode, "subject": "order"}
+    parts = [
+        select(
+            *(table.c[name] for name in ("account", "livemode", "status", "currency", *_NUMBERS)),
+            cast(func.timezone("UTC", table.c.hour), Date).label("day"),
+        ).where(*_wanted(table, given), table.c.hour >= period.since, table.c.hour < period.until)
+        for table in (tables.hourly_sums, tables.hourly_deltas)
+    ]
+    rows = union_all(*parts).subquery("rows")
+    numbers = [func.sum(rows.c[name]).label(name) for name in _NUMBERS]
+    kind = [rows.c[name] for name in ("account", "livemode", "day", "status", "currency")]
+    return select(*kind, *numbers).group_by(*kind).having(func.sum(rows.c.counted) != 0).order_by(*kind)
 
 
 # ---- The funnel ----

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api import reads, webhook
 from api.pages.rendering import PageRoute, page
+from api.pages.sales import sales
 from api.pages.verdicts import verdict
 from api.pages.viewers import Reader
 from api.pages.worlds import Shown, World
@@ -45,6 +46,7 @@ LatestStatus = Annotated[Status | None, Depends(latest_status)]
 @router.get("/")
 def show_overview(request: Request, viewer: Reader, worlds: Shown, status: LatestStatus) -> Response:
     """Show whether everything works."""
+    can_read = status is not None and status.database == "ok" and not status.migrations
     return page(
         request,
         "overview.html.j2",
@@ -55,7 +57,8 @@ def show_overview(request: Request, viewer: Reader, worlds: Shown, status: Lates
         outcomes=_OUTCOMES,
         webhook=f"{str(request.base_url).rstrip('/')}{webhook.PATH}",
         event_types=STRIPE_TYPES,
-        parked=_parked(request, worlds.shown) if status is not None and status.parked else None,
+        sold=sales(request, worlds.shown) if can_read else None,
+        parked=_parked(request, worlds.shown) if can_read and status is not None and status.parked else None,
     )
 
 

@@ -11,9 +11,10 @@ from urllib.parse import quote, urlencode
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from api import report
 from api.pages.viewers import LoginNeeded, Viewer
 from api.pages.worlds import Worlds
 from schemas import currencies
@@ -32,6 +33,7 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _FOLDER: Final = Path(__file__).parent / "templates"
+_REPORT: Final = Path(report.__file__).parent
 _SHORT_MAX: Final = 24
 """Characters of an id in a list: a session's has 66, of which the beginning and the end tell most apart."""
 _PLACES: Final = {"customer": "customers", "payment_link": "payment-links", "event_id": "events", "order_id": "orders"}
@@ -118,7 +120,7 @@ def _error_page(request: Request, error: Exception) -> Response:
 @cache
 def _templates() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=ChoiceLoader([FileSystemLoader(_FOLDER), PrefixLoader({"report": FileSystemLoader(_REPORT)})]),
         autoescape=True,
         finalize=_shown,
         undefined=StrictUndefined,

@@ -596,6 +596,7 @@ class TimelineEvent(Answer):
     source: Source
     api_version: Word | None
     state: State
+    cause: Cause | None
     sets: Public[list[str]] = Field(description="the columns that have their values from this event")
     verdict: Public[str]
 
@@ -651,8 +652,15 @@ class Explanation(Answer):
                 {name: value for name, value in each.items() if name != "value" or each["column"] not in hidden}
                 for each in row["columns"]
             ],
+            "timeline": [
+                {**each, "verdict": _IGNORED} if each["cause"] == SET_ASIDE and not personal else each
+                for each in row["timeline"]
+            ],
         }
         return cls.model_validate(shown)
+
+
+_IGNORED: Final = "ignored by an operator; the reason is personal data"
 
 
 _EXPLAINED: Final[Mapping[str, type[Shown]]] = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from sqlalchemy import Engine
 
@@ -9,6 +10,7 @@ from api import explanations
 from deploy.sandbox.account import Account
 from tests import ledger
 from tests.web import CLERK, READER, Web, event, serving, settings_of
+from worker.logs import retry
 
 pytestmark = pytest.mark.integration
 
@@ -120,3 +122,21 @@ def test_an_object_of_another_kind(web: Web, engine: Engine) -> None:
         "orders": {"orders": 200, "customers": 404, "credit-notes": 404, "payment-links": 404},
         "customers": {"orders": 404, "customers": 200, "credit-notes": 404, "payment-links": 404},
     }
+
+
+def test_the_words_of_an_operator(web: Web, engine: Engine) -> None:
+    """The reason why an operator ignored an event is shown to the scope personal alone; that it was ignored, to all."""
+    account = Account(seed=6)
+    link = account.create_payment_link()
+    odd = account.emit("payment_link.updated", account.payment_link(link) | {"active": "maybe"})
+    ledger.take_in(engine, *(each.body for each in account.events))
+    retry.ignore(engine, odd.id, reason="as Jo of example.com asked", now=ledger.NOW)
+    path = f"/v1/payment-links/{link}/explanation"
+
+    def verdict(answer: httpx.Response) -> str:
+        (found,) = [each["verdict"] for each in answer.json()["timeline"] if each["event_id"] == odd.id]
+        return str(found)
+
+    assert verdict(web.get(path, CLERK)) == "ignored: as Jo of example.com asked"
+    assert verdict(web.get(path, READER)).startswith("ignored by an operator")
+    assert "Jo" not in web.get(path, READER).text

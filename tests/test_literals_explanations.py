@@ -425,7 +425,7 @@ TIMELINES: dict[str, list[tuple[str, str, str]]] = {
         ("evt_l0", "ignored: no fold wants the type payment_link.viewed", ""),
         ("evt_l1", "it still stands, in part", "created"),
         ("evt_l2", "a tie in one second, in which evt_l3 comes after it", ""),
-        ("evt_l3", "a duplicate: evt_l4 tells the same step", ""),
+        ("evt_l3", "a duplicate: evt_l4 reports the same step", ""),
         ("evt_l4", "overtaken by evt_l6", ""),
         ("evt_l6", "a tie in one second, in which evt_l5 comes after it", ""),
         ("evt_l5", "it decides", OF_A_LINK),
@@ -458,7 +458,7 @@ TIMELINES: dict[str, list[tuple[str, str, str]]] = {
     "cus_d usd": [
         ("evt_d1", "overtaken by evt_d2", ""),
         ("evt_d2", "it decides", "amount"),
-        ("evt_d3", "it says nothing of this row", ""),
+        ("evt_d3", "it reports nothing of this row", ""),
     ],
     "cn_n": [
         ("evt_n1", OLDER.format("n3"), ""),

@@ -1,67 +1,26 @@
 """In a browser, against the Procfile's own processes: the two questions of the night, and every page at two widths."""
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import httpx
-import psycopg
 import pytest
 
-from deploy.local.ports import free_port
-from deploy.local.postgres import Postgres
-from deploy.local.processes import Processes
-from deploy.local.running import wait_until_ready
-from deploy.local.valkey import Valkey
-from deploy.sandbox.account import Account, Event
-from deploy.sandbox.history import shop_history
-from schemas.migrate import upgrade
+from deploy.sandbox.account import Account
 from tests.browser import chromium
+from tests.looking import SEED, TOKEN, Payfold, logged_in, running
 from tests.waiting import until
-from tests.web import signed
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 
-SECRET: Final = "whsec_pages"
-TOKEN: Final = "an-owner"
-SEED: Final = 7
 SEEN_SECONDS_MAX: Final = 15
 """A worker that has stopped is on the overview within this: the issue of a page that is looked at in trouble."""
 _SILENT: Final = "The worker has given no sign of life"
 SIZES: Final = {"wide": (1280, "light"), "phone": (400, "dark")}
-
-
-@dataclass(frozen=True)
-class Payfold:
-    """Payfold as it runs in production, with a history, and the token of its owner."""
-
-    address: str
-    processes: Processes
-    database_url: str
-
-    def send(self, events: list[Event]) -> None:
-        """Deliver *events* signed, once each."""
-        with httpx.Client(base_url=self.address) as client:
-            for each in events:
-                answer = client.post("/webhooks/stripe", content=each.body, headers=signed(each.body, secret=SECRET))
-                assert answer.status_code == 200
-
-    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return the rows of *query*."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), values)
-            return cursor.fetchall() if cursor.description else []
-
-    def until_folded(self) -> None:
-        """Wait until nothing is pending."""
-        until(lambda: self.rows("SELECT count(*) FROM pending") == [(0,)])
 
 
 @pytest.fixture(scope="module")
@@ -75,60 +34,23 @@ def browser() -> "Iterator[Browser]":
 def payfold(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory, postgres_bin: Path | None, valkey_bin: Path | None
 ) -> Iterator[Payfold]:
-    """Return a running Payfold with a shop's history, and one event that no fold can read."""
-    folder = tmp_path_factory.mktemp("pages")
-    with (
-        Postgres(folder / "postgres", durable=False, postgres_bin=postgres_bin) as postgres,
-        Valkey(folder / "valkey", valkey_bin=valkey_bin) as valkey,
-        (folder / "log").open("w") as log,
-    ):
-        upgrade(postgres.url)
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PAYFOLD_", "STRIPE_"))},
-            "DATABASE_URL": postgres.url,
-            "REDIS_URL": valkey.url,
-            "STRIPE_WEBHOOK_SECRETS": SECRET,
-            "PAYFOLD_TOKENS": f"owner:admin+personal:{hashlib.sha256(TOKEN.encode()).hexdigest()}",
-            "PAYFOLD_HOST": "127.0.0.1",
-            "PAYFOLD_DATA_DIR": str(folder),
-            "PAYFOLD_SWEEP_SECONDS": "1",
-            "PORT": str(free_port()),
-        }
-        with Processes(environment, output=log) as processes:
-            address = f"http://127.0.0.1:{environment['PORT']}"
-            wait_until_ready(address, processes)
-            running = Payfold(address, processes, postgres.url)
-            shop = shop_history(SEED, 40, money=True)
-            link = shop.create_payment_link()
-            shop.emit("payment_link.updated", shop.payment_link(link) | {"active": "maybe"})
-            running.send(list(shop.events))
-            running.until_folded()
-            yield running
+    """Return a running Payfold with a month of sales, and some events that no fold can read."""
+    with running(tmp_path_factory.mktemp("pages"), postgres_bin=postgres_bin, valkey_bin=valkey_bin) as found:
+        yield found
 
 
 @contextlib.contextmanager
 def looking(browser: "Browser", payfold: Payfold, width: int, scheme: str) -> "Iterator[Page]":
-    """Open a browser that is logged in; it must log nothing, and load nothing from elsewhere."""
+    """Open a browser that is logged in; from then on it must log nothing, and load nothing from elsewhere."""
     messages: list[str] = []
     elsewhere: list[str] = []
-    context: BrowserContext = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]  # a literal of SIZES
-        timezone_id="Asia/Kolkata",
-        locale="en-GB",
-    )
-    page = context.new_page()
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda asked: elsewhere.append(asked.url) if not asked.url.startswith(payfold.address) else None)
-    page.goto(f"{payfold.address}/")
-    page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
-    page.wait_for_url(f"{payfold.address}/")
-    yield page
-    context.close()
+    with logged_in(browser, payfold, width, scheme, timezone_id="Asia/Kolkata") as page:
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda asked: elsewhere.append(asked.url))
+        yield page
     assert [each for each in messages if "Password forms should have" not in each] == []
-    assert elsewhere == []
+    assert [each for each in elsewhere if not each.startswith(payfold.address)] == []
 
 
 @pytest.fixture
@@ -144,7 +66,7 @@ def page(browser: "Browser", payfold: Payfold) -> "Iterator[Page]":
 @pytest.fixture
 def refused_payment(payfold: Payfold) -> tuple[str, str]:
     """Return a session and its buyer's email; the database refused the payment, for a cause that is over by now."""
-    shop = Account(seed=SEED + 1)
+    shop = Account(seed=SEED + 100)
     session = shop.open_session(amount=4_999, currency="eur")
     payfold.rows("ALTER TABLE orders ADD CONSTRAINT unpaid CHECK (payment_status <> 'paid') NOT VALID")
     shop.complete(session)
@@ -197,24 +119,6 @@ def test_the_worker_stops(payfold: Payfold, page: "Page") -> None:
 # ---- Every page ----
 
 
-def addresses(payfold: Payfold) -> dict[str, str]:
-    """Return the address of each page, on rows that have much to show."""
-    ((order,),) = payfold.rows(
-        "SELECT id FROM order_book WHERE status = 'paid' ORDER BY refunded_amount DESC NULLS LAST, id LIMIT 1"
-    )
-    ((parked,),) = payfold.rows("SELECT id FROM events WHERE state = 'parked' ORDER BY seq LIMIT 1")
-    return {
-        "login": "/login",
-        "overview": "/",
-        "search": "/search?q=20.00+usd",
-        "nothing found": "/search?q=nothing",
-        "orders": "/orders",
-        "order": f"/orders/{order}",
-        "event": f"/events/{parked}",
-        "no such order": "/orders/none",
-    }
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_pages_are_good(browser: "Browser", payfold: Payfold, size: str) -> None:
     """No page is broader than the screen, has a fault that axe calls serious, or breaks the policy."""
@@ -223,7 +127,7 @@ def test_pages_are_good(browser: "Browser", payfold: Payfold, size: str) -> None
     axe = Axe()
     found: dict[str, list[str]] = {}
     with looking(browser, payfold, *SIZES[size]) as page:
-        for name, address in addresses(payfold).items():
+        for name, address in payfold.addresses().items():
             answer = page.request.get(f"{payfold.address}{address}")
             assert answer.status in ((404,) if "no such" in name else (200,)), name
             if answer.status == 404:
@@ -262,7 +166,7 @@ def test_without_scripts(browser: "Browser", payfold: Payfold) -> None:
         page.goto(f"{payfold.address}/login")
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Log in").click()
-        page.get_by_label("Search").fill(addresses(payfold)["order"].removeprefix("/orders/"))
+        page.get_by_label("Search").fill(payfold.addresses()["order"].removeprefix("/orders/"))
         page.get_by_label("Search").press("Enter")
         page.locator(".leads a").first.click()
 

@@ -41,7 +41,7 @@ class Explanation:
     """A row of *table* as its events make it, None where they make none, with the event that set each column.
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
-    received_at, source, api_version, state, verdict and sets. *anomalies* are those in force. *money* explains an
+    received_at, source, api_version, state, cause, verdict and sets. *anomalies* are those in force. *money* explains an
     order's refunded amount: see ``refund_sources.of_order``.
 
     Where payloads are archived, the row is the one in the table, and the event that set a column is not known: it may
@@ -370,6 +370,7 @@ def _line(event: dict[str, Any], sets: list[str], verdict: str) -> dict[str, Any
         "source": event["source"],
         "api_version": event["api_version"],
         "state": event["state"],
+        "cause": event["cause"],
         "sets": sets,
         "verdict": verdict,
     }
@@ -379,7 +380,7 @@ def _verdict(reports: dict[str, Any], step: Facts | None, path: Path, setters: d
     if reports["state"] != "folded":
         return f"{reports['state']}: {reports['reason']}" if reports["reason"] else str(reports["state"])
     if step is None:
-        return "it says nothing of this row"
+        return "it reports nothing of this row"
     if step is path.steps[-1]:
         return "it decides" + (", by a choice between several that may be the last" if path.is_ambiguous else "")
     if any(each is step for each in setters.values()):
@@ -391,7 +392,7 @@ def _why_it_lost(step: Facts, path: Path) -> str:
     last = path.steps[-1]
     if step.event_id in path.twins:
         twin = next(each for each in path.steps if each.event_id not in path.twins and _same_report(each, step))
-        return f"a duplicate: {twin.event_id} tells the same step"
+        return f"a duplicate: {twin.event_id} reports the same step"
     if step.rank < last.rank:
         return f"an older state, which {last.event_id} has left behind"
     overtaking = path.steps[path.steps.index(step) + 1]

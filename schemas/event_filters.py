@@ -6,7 +6,7 @@ Note [A page of events costs the same in any inbox]
     looks at ``SCAN_ROWS_MAX`` at most. So a page may have fewer rows than were asked for, or none, and more behind it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -32,7 +32,7 @@ from schemas.own_events import EVENT_IGNORED
 TYPE_CHARACTERS_MAX: Final = 255
 STARS_MAX: Final = 5
 """In a pattern of types."""
-SCAN_ROWS_MAX: Final = 10_000
+SCAN_ROWS_MAX: Final = 5_000
 """Events that a page looks at."""
 TYPES_MAX: Final = 25
 """A pattern of more types than this is applied to the events in the order of the list."""
@@ -222,7 +222,7 @@ def few_of(
         return select(tables.pending.c.seq)
     if filters.cause == "set_aside":
         return _set_aside()
-    return _of_small_world(connection, filters, scan_rows_max)
+    return next((few for few in _perhaps_few(filters) if _is_few(connection, few, scan_rows_max)), None)
 
 
 def _set_aside() -> Select[Any]:
@@ -231,15 +231,19 @@ def _set_aside() -> Select[Any]:
     return select(_inbox.c.seq).select_from(_inbox.join(word, and_(*same))).where(word.c.type == EVENT_IGNORED)
 
 
-def _of_small_world(connection: Connection, filters: EventFilters, scan_rows_max: int) -> Select[Any] | None:
-    if filters.account is None and filters.livemode is None:
-        return None
-    wanted = lookup.in_world(_inbox, account=filters.account, livemode=filters.livemode)
-    # In the order of the key, by which they are counted without looking at others.
-    key = (_inbox.c.account, _inbox.c.livemode, _inbox.c.id)
-    some = select(*key).where(*wanted).order_by(*key).limit(scan_rows_max + 1).subquery()
-    count = connection.execute(select(func.count()).select_from(some)).scalar_one()
-    return None if count > scan_rows_max else select(_inbox.c.seq).where(*wanted)
+def _perhaps_few(filters: EventFilters) -> Iterator[Select[Any]]:
+    """Yield queries of the numbers of events that an index finds, in the order of this index."""
+    if filters.state == "ignored" or filters.cause in tables.IGNORED_CAUSES:
+        seq = tables.outcomes.c.seq
+        yield select(seq).where(tables.outcomes.c.state == "ignored").order_by(seq)
+    if filters.account is not None or filters.livemode is not None:
+        wanted = lookup.in_world(_inbox, account=filters.account, livemode=filters.livemode)
+        yield select(_inbox.c.seq).where(*wanted).order_by(_inbox.c.account, _inbox.c.livemode, _inbox.c.id)
+
+
+def _is_few(connection: Connection, some: Select[Any], scan_rows_max: int) -> bool:
+    counted = select(func.count()).select_from(some.limit(scan_rows_max + 1).subquery())
+    return int(connection.execute(counted).scalar_one()) <= scan_rows_max
 
 
 def _of_few(

@@ -324,6 +324,8 @@ outcomes = Table(
     Index("outcomes_fold_version", "fold_version", "seq"),
     # How much is parked, and what waits for an archive.
     Index("outcomes_parked", "seq", postgresql_where=text("state = 'parked'")),
+    # The list of ignored events, which are few where an endpoint's types were chosen.
+    Index("outcomes_ignored", "seq", postgresql_where=text("state = 'ignored'")),
 )
 
 # Orders and credit notes that another transaction held while their charges or refunds changed, until they are settled:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -55,11 +56,11 @@ def page(web: Web, path: str, **parameters: object) -> tuple[list[str], str | No
     return [row["id"] for row in answer["data"]], answer["next_cursor"]
 
 
-def walk(web: Web, path: str, limit: int) -> Iterator[list[str]]:
+def walk(web: Web, path: str, limit: int, **parameters: object) -> Iterator[list[str]]:
     """Yield the ids of each page."""
     cursor = None
     while True:
-        ids, cursor = page(web, path, limit=limit, cursor=cursor)
+        ids, cursor = page(web, path, limit=limit, cursor=cursor, **parameters)
         yield ids
         if cursor is None:
             return
@@ -134,14 +135,33 @@ def test_filters(web: Web) -> None:
 
 
 def test_event_filters(web: Web) -> None:
-    """The inbox can be filtered by type, state and object."""
+    """The inbox can be filtered by type, state, cause, object, source, world and time, newest received first."""
     web.deliver(event(1, type="a.b", data={"object": {"object": "a", "id": "a_1"}}))
-    web.deliver(event(2))
-    web.query("UPDATE pending SET again = false")
+    web.deliver(event(2, type="a.c", account="acct_1", livemode=True))
+    web.deliver(event(3))
+    web.query("UPDATE inbox SET source = 'gap' WHERE id = 'evt_3'")
+    web.query("UPDATE pending SET cause = 'database_busy' WHERE seq = (SELECT seq FROM inbox WHERE id = 'evt_2')")
+    # As in a log that is replayed, the last recorded was not the last received.
+    for number, minute in ((1, 2), (2, 3), (3, 1)):
+        at = datetime(2026, 11, 1, 12, minute, tzinfo=UTC)
+        web.query("UPDATE inbox SET received_at = %s WHERE id = %s", at, f"evt_{number}")
+    events = "/v1/events"
 
-    assert page(web, "/v1/events", type="a.b")[0] == ["evt_1"]
-    assert page(web, "/v1/events", object_id="a_1", state="pending")[0] == ["evt_1"]
-    assert page(web, "/v1/events", state="parked")[0] == []
+    assert page(web, events)[0] == ["evt_2", "evt_1", "evt_3"]
+    assert page(web, events, type="a.b")[0] == ["evt_1"]
+    assert page(web, events, type="a.*")[0] == ["evt_2", "evt_1"]
+    assert page(web, events, object_id="a_1", state="pending")[0] == ["evt_1"]
+    assert page(web, events, state="parked")[0] == []
+    assert page(web, events, cause="database_busy")[0] == ["evt_2"]
+    assert page(web, events, source="gap")[0] == ["evt_3"]
+    assert page(web, events, account="")[0] == ["evt_1", "evt_3"]
+    assert page(web, events, livemode="true")[0] == ["evt_2"]
+    assert page(web, events, livemode="false", account="acct_1")[0] == []
+    within = {"received_from": "2026-11-01T13:01:00+01:00", "received_before": "2026-11-01T12:03:00Z"}
+    assert page(web, events, **within)[0] == ["evt_1", "evt_3"]
+    for wanted in ({}, {"state": "pending"}, {"type": "*"}, within):
+        seen = [id_ for ids in walk(web, events, 1, **wanted) for id_ in ids]
+        assert seen == page(web, events, **wanted)[0]
 
 
 CURSORS = {

@@ -22,6 +22,7 @@ from schemas.errors import ConflictError
 from schemas.reconciliations import DETAILS_KEPT, REBUILD, RULES, STRIPE
 from schemas.settings import Settings
 from tests import ledger
+from tests.browser import chromium
 from tests.stage import HOUR, Stage, stage
 from tests.test_slots import children, worker
 from tests.test_worker import with_links
@@ -121,6 +122,24 @@ def test_asked_and_done(web: Web, engine: Engine, celery: Celery) -> None:
         policy,
     )
     assert web.get("/v1/status").json()["reconciliation"]["id"] == number
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_report(web: Web, engine: Engine) -> None:
+    """Under the policy of the answer a browser shows the page with its style, and has nothing to complain about."""
+    with_drift(engine)
+    number = reconcile.run(engine, (RULES, REBUILD), ReconcileRequest())["run"]["id"]
+    messages: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(extra_http_headers=READER)
+        page.on("console", lambda message: messages.append(message.text))
+        page.goto(f"http://127.0.0.1:{web.port}{PATH}/{number}/report")
+        # Without the style sheet it is as high as a line.
+        margin = page.evaluate("getComputedStyle(document.querySelector('.eyebrow')).marginTop")
+        heading = page.inner_text("h1")
+
+    assert (messages, margin) == ([], "0px")
+    assert heading.startswith("1 difference")
 
 
 def test_one_at_a_time(web: Web, engine: Engine, celery: Celery) -> None:

@@ -16,7 +16,9 @@ from tests.web import Web, bearer, event, serving_many
 OWNER: Final = bearer("an-owner")
 PLANT: Final = """
     WITH one AS (SELECT '' AS account, false AS livemode, %s AS id, 'evt_1' AS event_id, now() AS as_of),
-    orders AS (INSERT INTO orders (account, livemode, id, event_id, as_of, status) SELECT *, 'paid' FROM one),
+    orders AS (INSERT INTO orders (account, livemode, id, event_id, as_of, status, invoice)
+        SELECT *, 'paid', id FROM one),
+    invoices AS (INSERT INTO invoices (account, livemode, id, event_id, as_of) SELECT * FROM one),
     links AS (INSERT INTO payment_links (account, livemode, id, event_id, as_of) SELECT * FROM one),
     notes AS (INSERT INTO credit_notes (account, livemode, id, event_id, as_of) SELECT * FROM one),
     customers AS (INSERT INTO customers (account, livemode, id, event_id, as_of) SELECT * FROM one)
@@ -72,6 +74,7 @@ FOUND: Final = {
     "POST /v1/orders/{}/expire": 409,
     "POST /v1/orders/{}/read": 409,
     "GET /v1/orders/{}/explanation": 200,
+    "GET /v1/orders/{}/related": 200,
     "GET /v1/payment-links/{}/explanation": 200,
     "GET /v1/credit-notes/{}/explanation": 200,
     "GET /v1/customers/{}/explanation": 200,
@@ -120,7 +123,9 @@ def ask(web: Web, route: str, key: str, written: str) -> tuple[int, Any]:
     answer = web.send_raw("\r\n".join(head).encode() + body).answer()
     status, _, rest = answer.partition(b"\r\n")
     found = msgspec.json.decode(rest.partition(b"\r\n\r\n")[2])
-    return int(status.split()[1]), found.get("id", found.get("customer"))
+    # What belongs to an order names its invoice, which is planted with the same id.
+    named = found["invoice"] if "disputes" in found else found
+    return int(status.split()[1]), named.get("id", named.get("customer"))
 
 
 def test_every_route_with_an_id_is_asked(web: Web) -> None:

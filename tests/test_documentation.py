@@ -41,6 +41,7 @@ FAULTS: Final = {
     "summarize": READS,
     "show_funnel": READS,
     "explain_order": ONE,
+    "show_related": ONE,
     "explain_credit_note": ONE,
     "explain_payment_link": ONE,
     "explain_customer": ONE,

@@ -171,6 +171,14 @@ def test_links_that_are_not_active(shop: Shop) -> None:
     assert (refused.status_code, "query.active" in refused.text) == (422, True)
 
 
+def test_a_row_that_no_event_makes(shop: Shop) -> None:
+    """A row without events is shown, and the page names the fault and the command that looks into it."""
+    page = shop.see("/payment-links/plink_90", ("acct_4", False))
+
+    assert (page.status_code, "its events make none" in page.text) == (200, True)
+    assert "its events make none" not in shop.see(f"/payment-links/{shop.link}").text
+
+
 # ---- Customers ----
 
 

@@ -64,6 +64,7 @@ ROUTES: Final = {
     "GET /v1/summary": (READ, 200),
     "GET /v1/funnel": (READ, 200),
     "GET /v1/orders/{order_id}/explanation": (READ, 200),
+    "GET /v1/orders/{order_id}/related": (READ, 200),
     "GET /v1/payment-links/{link_id}/explanation": (READ, 200),
     "GET /v1/credit-notes/{note_id}/explanation": (READ, 200),
     "GET /v1/customers/{customer_id}/explanation": (READ, 200),

@@ -38,7 +38,7 @@ UNEXPECTED: Final = "Something went wrong here; it is logged."
 _seldom: Final = Seldom()
 
 
-class Fault(BaseModel):
+class InvalidValue(BaseModel):
     """A value of the request that cannot be used."""
 
     place: str = Field(description="where it stands, as query.limit or body.id")
@@ -52,7 +52,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[Fault] | None = Field(None, description="of a 422: each value that cannot be used")
+    errors: list[InvalidValue] | None = Field(None, description="of a 422: each value that cannot be used")
 
 
 def _schemas() -> dict[str, Any]:

@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import pytest
 
+from api import problems
 from deploy.local.services import Services
+from schemas import answers, status
 from tests.browser import chromium
 from tests.web import TOKENS, Web, serving_many
 
@@ -118,7 +120,14 @@ def test_a_problem_is_as_declared(web: Web, page: dict[str, Any]) -> None:
         problem = refused.json()
         assert set(schemas["Problem"]["required"]) <= problem.keys() <= schemas["Problem"]["properties"].keys()
         for fault in problem.get("errors", ()):
-            assert fault.keys() == schemas["Fault"]["properties"].keys()
+            assert fault.keys() == schemas["InvalidValue"]["properties"].keys()
+
+
+def test_a_name_has_one_schema() -> None:
+    """No schema of a problem document has the name of an answer, which it would replace on the page."""
+    of_answers = {name for module in (answers, status) for name in vars(module)}
+
+    assert not problems.SCHEMAS.keys() & of_answers
 
 
 def test_policy(web: Web) -> None:

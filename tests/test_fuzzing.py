@@ -33,7 +33,9 @@ SEED_VARIABLE: Final = "PAYFOLD_TEST_FUZZ_SEED"
 EXAMPLES: Final = 6
 """Random requests of an operation: valid ones, and as many invalid ones. Those with boundary values come first."""
 READER_EXAMPLES: Final = 4
-LONG_EXAMPLES: Final = 150
+LONG_EXAMPLES: Final = 1000
+LONG_SECONDS_MAX: Final = 480
+"""The long run shares this time among the operations, and ends with what it has found."""
 ORDERS: Final = 40
 KNOWN_IDS_MAX: Final = 20
 REQUEST_SHOWN_MAX: Final = 2000
@@ -177,6 +179,7 @@ def ask(web: Web, token: str, *, examples: int, seed: int) -> Run:
     config = schemathesis.Config.from_dict(
         {
             "seed": seed,
+            **({"max-time": LONG_SECONDS_MAX} if examples == LONG_EXAMPLES else {}),
             "headers": bearer(TOKENS[token]),
             "continue-on-failure": True,
             "request-timeout": 60,

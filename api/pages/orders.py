@@ -1,8 +1,8 @@
 """Orders: found by whatever a person has in hand, listed, and each with all that is known of it."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api import actions, explanations, reads, search
 from api.addresses import Id
@@ -16,6 +16,7 @@ from schemas.errors import NotFoundError
 from schemas.search import is_email
 
 router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
+Done = Annotated[Literal["expired", "news", "no-news"] | None, Query(description="what an act has just done")]
 
 
 @router.get("/search")
@@ -68,7 +69,7 @@ def show_order(
     worlds: Shown,
     order_id: Id,
     as_of: explanations.AsOf = None,
-    done: str | None = None,
+    done: Done = None,
 ) -> Response:
     """Show an order: its columns, its money, and the timeline that explains them."""
     world = worlds.shown
@@ -93,4 +94,12 @@ def expire_order(request: Request, worlds: Shown, order_id: Id) -> Response:
     """Expire an open order's session at Stripe."""
     world = worlds.shown
     actions.expire_order(request, order_id, world.account, world.livemode)
-    return back(link_within(worlds)("orders", order_id, done="Stripe has expired the session."))
+    return back(link_within(worlds)("orders", order_id, done="expired"))
+
+
+@router.post("/orders/{order_id:id}/read", dependencies=[Depends(require("admin"))])
+def read_order(request: Request, worlds: Shown, order_id: Id) -> Response:
+    """Ask Stripe for an order's session."""
+    world = worlds.shown
+    found = actions.read_order(request, order_id, world.account, world.livemode)
+    return back(link_within(worlds)("orders", order_id, done="news" if found.recorded else "no-news"))

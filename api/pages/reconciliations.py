@@ -1,8 +1,8 @@
 """Reconciliations: their history, the report of each, and asking for one."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api import reconciliations
 from api.pages.entry import Form
@@ -25,7 +25,7 @@ def list_reconciliations(
     worlds: Shown,
     outcome: Text = "",
     cursor: str | None = None,
-    done: str | None = None,
+    done: Annotated[Literal["asked"] | None, Query(description="what an act has just done")] = None,
 ) -> Response:
     """List reconciliations, newest first. Each is of all accounts and modes together."""
     given = {"outcome": outcome}
@@ -43,9 +43,8 @@ def start_reconciliation(
 ) -> Response:
     """Ask for a reconciliation."""
     asks_stripe = form.get("stripe") == "true"
-    made = reconciliations.ask_for_reconciliation(request, Response(), viewer.token, asks_stripe)
-    done = f"Reconciliation {made.id} was asked for. A worker begins it within a minute."
-    return back(link_within(worlds)("reconciliations", done=done))
+    reconciliations.ask_for_reconciliation(request, Response(), viewer.token, asks_stripe)
+    return back(link_within(worlds)("reconciliations", done="asked"))
 
 
 @reports.get("/reconciliations/{number}/report", dependencies=[Depends(require("read"))])

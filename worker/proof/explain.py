@@ -41,8 +41,8 @@ class Explanation:
     """A row of *table* as its events make it, None where they make none, with the event that set each column.
 
     *columns* are dicts of column, value, event_id, type, created and how; *timeline* dicts of event_id, type, created,
-    received_at, source, api_version, state, cause, verdict and sets. *anomalies* are those in force. *money* explains an
-    order's refunded amount: see ``refund_sources.of_order``.
+    received_at, source, api_version, state, cause, verdict and sets. *anomalies* are those in force. *money* explains
+    an order's refunded amount: see ``refund_sources.of_order``.
 
     Where payloads are archived, the row is the one in the table, and the event that set a column is not known: it may
     be one of those with archived payloads. There is no row then as of an earlier time.

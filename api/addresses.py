@@ -6,8 +6,8 @@ Note [An id may be any text]
     and ``/v1/orders/a/expire`` (the act on the order ``a``) are the same. So the path of a request to ``/v1`` is
     written again from the bytes that were sent, each segment encoded on its own, and ``Id`` decodes the segment that a
     route took as an id. An id may also hold an unencoded slash, as long as the address then means no other route: a
-    route's id is declared as ``{...:id}``, and routes with more segments come before. Nor is an event shown that has the
-    id ``parked``, since that address lists the parked ones.
+    route's id is declared as ``{...:id}``, and routes with more segments come before. An event with the id
+    ``parked`` is not shown, since that address lists the parked ones.
 """
 
 from collections.abc import Iterator

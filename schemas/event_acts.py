@@ -131,7 +131,7 @@ def require_at_hand(found: FoundEvent, archived: Sequence[int]) -> None:
     """Raise ConflictError where events that are needed to fold *found* again are *archived*."""
     if archived:
         raise ConflictError(
-            f"{found.id} cannot be folded anew, since {len(archived):,} events of its objects are archived; it stays"
+            f"{found.id} cannot be folded again, since {len(archived):,} events of its objects are archived; it stays"
             f" {found.state}. `payfold events retry {found.id} --archive DIR` brings them back."
         )
 

@@ -12,8 +12,10 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
+    DateTime,
     FromClause,
     Select,
     and_,
@@ -198,7 +200,8 @@ def _newest(table: FromClause) -> list[ColumnElement[Any]]:
 def _is_behind(table: FromClause, place: Position | None) -> list[ColumnElement[bool]]:
     if place is None:
         return []
-    return [tuple_(table.c.received_at, table.c.seq) < tuple_(literal(place.received_at), literal(place.seq))]
+    at, seq = literal(place.received_at, DateTime(timezone=True)), literal(place.seq, BigInteger)
+    return [tuple_(table.c.received_at, table.c.seq) < tuple_(at, seq)]
 
 
 def _selected(columns: Collection[ColumnElement[Any]], place: FromClause) -> Select[Any]:

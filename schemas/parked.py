@@ -14,9 +14,9 @@ from schemas import tables
 GROUPS_MAX: Final = 100
 EVENTS_MAX: Final = 100_000
 """Parked events that are looked at, the last recorded ones."""
-PAYLOADS_MAX: Final = 2_000
+PAYLOADS_MAX: Final = 1_000
 PAYLOADS_OF_GROUP_MAX: Final = 100
-PAYLOAD_BYTES_MAX: Final = 64 * 1024
+PAYLOAD_BYTES_MAX: Final = 32 * 1024
 """Longer payloads are not read."""
 PAYLOADS_AT_ONCE: Final = 50
 """In memory."""

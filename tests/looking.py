@@ -102,6 +102,7 @@ def running(
         (folder / "log").open("w") as log,
     ):
         upgrade(postgres.url)
+        _replay(folder / "month.ndjson", postgres.url)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PAYFOLD_", "STRIPE_"))},
             "DATABASE_URL": postgres.url,
@@ -117,7 +118,6 @@ def running(
             address = f"http://127.0.0.1:{environment['PORT']}"
             wait_until_ready(address, processes)
             found = Payfold(address, processes, postgres.url, _odd(int(time.time())))
-            _replay(folder / "month.ndjson", postgres.url)
             found.send(list(found.shop.events))
             found.until_folded()
             yield found
@@ -130,7 +130,8 @@ def _replay(log: Path, database_url: str) -> None:
         shop_history(SEED + day, ORDERS_A_DAY, start=now - day * DAY_SECONDS, money=True) for day in range(DAYS, 0, -1)
     )
     log.write_bytes(b"".join(event.body + b"\n" for shop in shops for event in shop.events))
-    assert payfold("replay", str(log), DATABASE_URL=database_url).code == 0
+    ran = payfold("replay", str(log), DATABASE_URL=database_url)
+    assert ran.code == 0, ran.err
 
 
 def _odd(start: int) -> Account:

@@ -242,7 +242,7 @@ def test_orders(engine: Engine, database_url: str) -> None:
 
 
 def test_orders_search(engine: Engine, database_url: str) -> None:
-    """Whatever a person has leads to the order, in one world where one is chosen."""
+    """An email, an amount or an id leads to the order, in one world where one is chosen."""
     ledger.execute(
         engine,
         "INSERT INTO orders (account, livemode, id, status, currency, amount_total, customer_email, created, event_id,"

@@ -162,6 +162,10 @@ def test_event_filters(web: Web) -> None:
     for wanted in ({}, {"state": "pending"}, {"type": "*"}, within):
         seen = [id_ for ids in walk(web, events, 1, **wanted) for id_ in ids]
         assert seen == page(web, events, **wanted)[0]
+    far = base64.urlsafe_b64encode(b"[1000000,%d]" % 2**62).decode()
+    assert page(web, events, cursor=far) == ([], None)
+    beyond = base64.urlsafe_b64encode(b"[%d,1]" % 2**62).decode()
+    assert is_problem(web.get(f"{events}?cursor={quote(beyond)}"), 422)
 
 
 CURSORS = {

@@ -75,7 +75,7 @@ def orders_search(
     livemode: ModeOption = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Find orders by whatever there is: the id of any object, a number, an email, a reference, or an amount."""
+    """Find orders by what is at hand: the id of any object, a number, an email, a reference, or an amount."""
     with opened_database() as engine, database.transaction(engine) as connection:
         hits = search.find(connection, text, account=account, livemode=livemode)
     rows = [asdict(hit) for hit in hits[: search.HITS_MAX]]

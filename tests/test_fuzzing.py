@@ -23,7 +23,7 @@ from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from schemas import tables
 from schemas.settings import Settings
-from tests import ledger
+from tests import command, ledger
 from tests.stage import Stage, stage
 from tests.web import TOKENS, Web, bearer, environment_of, event, serving, signed
 
@@ -197,9 +197,10 @@ def ask(web: Web, token: str, *, examples: int, seed: int) -> Run:
 
 @pytest.fixture
 def at(database_url: str, redis_url: str) -> Iterator[Stage]:
-    """Return a shop at the sandbox whose events are folded, but for one that waits."""
+    """Return a shop at the sandbox whose events are folded, but for one that waits, and reconciled once."""
     with stage(database_url, redis_url, history=history) as made:
         made.deliver()
+        command.python("deploy", "reconcile", settings=made.environment)
         made.open(KNOWN_IDS_MAX // 2, ago=0)
         ledger.record(made.engine, [ledger.delivery(event())])
         yield made

@@ -6,7 +6,6 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AwareDatetime
 
 from api import reads
 from api.reads import Account, Filters, FilterText, Livemode
@@ -21,10 +20,10 @@ DAYS_MAX: Final = timedelta(days=400)
 router: Final = APIRouter(prefix="/v1", dependencies=[Depends(require("read"))], route_class=reads.Route)
 
 Since = Annotated[
-    AwareDatetime | None,
+    Moment | None,
     Query(description="the period's begin, as 2026-11-01T00:00:00Z; a day before its end, unless given"),
 ]
-Until = Annotated[AwareDatetime | None, Query(description="the period's end; now, unless given")]
+Until = Annotated[Moment | None, Query(description="the period's end; now, unless given")]
 
 
 class FunnelFilters(Filters):

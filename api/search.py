@@ -36,5 +36,7 @@ def find(
         raise HTTPException(403, "An email is searched for with a token of the scope personal.")
     with reads.reading(request.app.state.engine) as connection:
         hits = search.find(connection, q, account=account, livemode=livemode)
+        if not hits:
+            hits = search.in_events(connection, q, account=account, livemode=livemode, personal=sees)
     shown = [answers.Hit.model_validate(asdict(hit)) for hit in hits[: search.HITS_MAX]]
     return answers.Found(data=shown, has_more=len(hits) > search.HITS_MAX)

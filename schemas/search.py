@@ -3,9 +3,11 @@
 Each hit leads to its orders: a refund by its charge's payment intent, an invoice by its payments.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -13,11 +15,13 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
+    RowMapping,
     Select,
     Table,
     Text,
     and_,
     cast,
+    func,
     literal,
     null,
     select,
@@ -31,6 +35,14 @@ from schemas import currencies, lookup, tables
 from schemas.answers import FOUND_KINDS, FOUND_ORDERS_MAX
 
 HITS_MAX: Final = 20
+PARKED_MAX: Final = 1_000
+"""Parked events of which the payload is looked into, the last recorded ones."""
+PAYLOAD_BYTES_MAX: Final = 64 * 1024
+"""Longer payloads are not looked into."""
+PAYLOAD_TEXT_MIN: Final = 4
+"""Characters of a text that is looked for in payloads."""
+PAYLOADS_AT_ONCE: Final = 50
+"""In memory."""
 
 _TABLES: Final = (
     *(tables.orders, tables.charges, tables.refunds, tables.disputes, tables.invoices, tables.credit_notes),
@@ -112,6 +124,62 @@ def find(connection: Connection, text: str, *, account: str | None, livemode: bo
     order = (once.c.created.desc().nulls_last(), once.c.kind, once.c.id, once.c.account, once.c.livemode)
     rows = connection.execute(select(once).order_by(*order).limit(HITS_MAX + 1)).mappings().all()
     return [Hit(**row, orders=_orders_of(connection, dict(row))) for row in rows]
+
+
+def in_events(
+    connection: Connection, text: str, *, account: str | None, livemode: bool | None, personal: bool
+) -> list[Hit]:
+    """Return the newest events about the object *text*: what has no row yet may be in events that wait or are parked.
+
+    If there are none, and *personal* data may be revealed, return the parked events of which the payload has *text*.
+    """
+    text, world, inbox = text.strip(), {"account": account, "livemode": livemode}, tables.inbox
+    query = _events_where(lookup.where(inbox, {"object_id": text, **world}))
+    matched, rows = "object_id", connection.execute(query.limit(HITS_MAX + 1)).mappings().all()
+    # That a payload has some text is personal data.
+    if not rows and personal and len(text) >= PAYLOAD_TEXT_MIN:
+        seqs = _parked_with(connection, text, world)
+        matched, rows = "payload", connection.execute(_events_where([inbox.c.seq.in_(seqs)])).mappings().all()
+    return [_event(row, matched) for row in rows]
+
+
+def _events_where(wanted: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    inbox = tables.inbox
+    names = ("account", "livemode", "id", "created", "object_type", "object_id")
+    return select(*(inbox.c[name] for name in names)).where(*wanted).order_by(inbox.c.seq.desc())
+
+
+def _event(row: RowMapping, matched: str) -> Hit:
+    """Return the hit of an event; its session leads to the page of the order, which shows why there is none yet."""
+    is_session = row["object_type"] == "checkout.session" and row["object_id"] is not None
+    orders = [FoundOrder(row["object_id"], None, None, None, None)] if is_session else []
+    key = (row["account"], row["livemode"], row["id"])
+    return Hit("event", *key, matched, None, None, None, row["created"], orders)
+
+
+def _parked_with(connection: Connection, text: str, world: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the newest parked events of which the payload has *text*, in any case."""
+    outcomes, inbox, payloads = tables.outcomes, tables.inbox, tables.payloads
+    latest = (
+        select(outcomes.c.seq)
+        .where(outcomes.c.state == "parked")
+        .order_by(outcomes.c.seq.desc())
+        .limit(PARKED_MAX)
+        .subquery()
+    )
+    of_world = [inbox.c[name] == value for name, value in world.items() if value is not None]
+    query = (
+        select(latest.c.seq, payloads.c.payload)
+        .join(inbox, inbox.c.seq == latest.c.seq)
+        .join(payloads, payloads.c.seq == latest.c.seq)
+        .where(func.octet_length(payloads.c.payload) <= PAYLOAD_BYTES_MAX, *of_world)
+        .order_by(latest.c.seq.desc())
+    )
+    # As it stands in JSON, and in any case.
+    wanted = json.dumps(text, ensure_ascii=False)[1:-1].lower()
+    rows = connection.execution_options(yield_per=PAYLOADS_AT_ONCE).execute(query)
+    found = (seq for seq, payload in rows if wanted in payload.decode(errors="replace").lower())
+    return list(islice(found, HITS_MAX + 1))
 
 
 def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:

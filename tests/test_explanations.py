@@ -137,6 +137,6 @@ def test_the_words_of_an_operator(web: Web, engine: Engine) -> None:
         (found,) = [each["verdict"] for each in answer.json()["timeline"] if each["event_id"] == odd.id]
         return str(found)
 
-    assert verdict(web.get(path, CLERK)) == "ignored: as Jo of example.com asked"
+    assert verdict(web.get(path, CLERK)) == "ignored: set aside by an operator: as Jo of example.com asked"
     assert verdict(web.get(path, READER)).startswith("ignored by an operator")
     assert "Jo" not in web.get(path, READER).text

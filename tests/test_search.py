@@ -39,10 +39,11 @@ def shop() -> tuple[Account, str, str]:
     return account, paid, other
 
 
-def found(engine: Engine, text: str, **world: Any) -> list[Hit]:  # noqa: ANN401 - the world
+def found(engine: Engine, text: str, *, personal: bool = True, **world: Any) -> list[Hit]:  # noqa: ANN401 - the world
     """Return what a search for *text* finds."""
     with database.transaction(engine) as connection:
-        return search.find(connection, text, account=world.get("account"), livemode=world.get("livemode"))
+        given: dict[str, Any] = {name: world.get(name) for name in ("account", "livemode")}
+        return search.find(connection, text, **given) or search.in_events(connection, text, **given, personal=personal)
 
 
 def shown(hits: list[Hit]) -> list[tuple[str, str, list[str]]]:
@@ -185,3 +186,20 @@ def test_an_email_is_personal(web: Web) -> None:
 def test_a_bad_search(web: Web, text: str) -> None:
     """An empty text, a NUL character, or a text that is too long is 422."""
     assert web.get(f"/v1/search?q={text}").status_code == 422
+
+
+def test_what_is_parked(engine: Engine) -> None:
+    """An order of which the only event is parked is found by its session, and by an email that only the payload has."""
+    account = Account(seed=2)
+    session = account.open_session(amount=4_999, currency="eur")
+    account.complete(session)
+    ledger.execute(engine, "ALTER TABLE orders ADD CONSTRAINT cheap CHECK (amount_total < 100)")
+    ledger.take_in(engine, *(each.body for each in account.events))
+    email = account.session(session)["customer_details"]["email"]
+    (event,) = account.events
+
+    assert shown(found(engine, session)) == [("event", "object_id", [session])]
+    assert [(hit.id, hit.matched) for hit in found(engine, email.upper())] == [(event.id, "payload")]
+    assert found(engine, email.upper(), personal=False) == []
+    assert found(engine, email.upper(), livemode=True) == []
+    assert found(engine, email[:3]) == []

@@ -78,6 +78,8 @@ def orders_search(
     """Find orders by what is at hand: the id of any object, a number, an email, a reference, or an amount."""
     with opened_database() as engine, database.transaction(engine) as connection:
         hits = search.find(connection, text, account=account, livemode=livemode)
+        if not hits:
+            hits = search.in_events(connection, text, account=account, livemode=livemode, personal=True)
     rows = [asdict(hit) for hit in hits[: search.HITS_MAX]]
     shown = [_as_shown(row, form, "amount") for row in rows]
     if form is Format.TABLE:

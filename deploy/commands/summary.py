@@ -72,8 +72,8 @@ def _shown(row: dict[str, Any], form: Format) -> dict[str, Any]:
     """Return *row* with its amounts as money in a table; other forms have them in minor units."""
     if form is not Format.TABLE:
         return row
-    return {name: output.amount(name, value, row["currency"]) if name.startswith("amount") else value
-            for name, value in row.items()}  # fmt: skip
+    amounts = {name: output.amount(name, row[name], row["currency"]) for name in row if name.startswith("amount")}
+    return {**row, **amounts}
 
 
 def _explain(period: "Period", found: "Sequence[Summary]") -> None:

@@ -119,6 +119,8 @@ def _all(table: str, rows: _Rows) -> str:
     return _hourly(table, rows) + (_links(rows) if table == "orders" else "")
 
 
+# The share of the statements that add the deltas to the sums. With fewer a reader has more deltas to add up.
+_MERGING = 0.05
 _LOCKED = "pg_try_advisory_xact_lock(hashtextextended(current_schema() || ' sums', 0))"
 _MERGE = f"""
 CREATE FUNCTION merge_sums() RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -161,7 +163,7 @@ BEGIN
         DELETE FROM hourly_deltas WHERE subject = '{subject}';
         {links}
     END IF;
-    IF random() < 0.05 AND {_LOCKED} THEN
+    IF random() < {_MERGING} AND {_LOCKED} THEN
         PERFORM merge_sums();
     END IF;
     RETURN NULL;

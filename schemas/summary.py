@@ -311,7 +311,8 @@ def _in_order(rows: FromClause) -> list[ColumnElement[Any]]:
     return [*link, currency.nulls_last()]
 
 
-# In the next two, the first condition follows from the second, and is one that an index answers.
+# In the next two, the first condition is one that an index answers, and the second excludes few rows, which the planner
+# knows by its form.
 
 
 def _after(table: Table, key: LinkKey | None) -> list[ColumnElement[bool]]:
@@ -319,11 +320,11 @@ def _after(table: Table, key: LinkKey | None) -> list[ColumnElement[bool]]:
         return []
     link, currency = tuple_(*(table.c[name] for name in LinkKey._fields[:-1])), table.c.currency
     others = false() if key.currency is None else or_(currency > key.currency, currency.is_(None))
-    return [link >= key[:-1], or_(link > key[:-1], others)]
+    return [link >= key[:-1], or_(link != key[:-1], others)]
 
 
 def _up_to(table: Table, key: LinkKey | None) -> list[ColumnElement[bool]]:
     if key is None:
         return []
     link, currency = tuple_(*(table.c[name] for name in LinkKey._fields[:-1])), table.c.currency
-    return [link <= key[:-1], or_(link < key[:-1], true() if key.currency is None else currency <= key.currency)]
+    return [link <= key[:-1], or_(link != key[:-1], true() if key.currency is None else currency <= key.currency)]

@@ -154,9 +154,15 @@ def _function(table: str) -> str:
     return f"""
 CREATE FUNCTION sum_{table}() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    IF TG_OP = 'INSERT' THEN {_all(table, {"new_rows": 1})}
-    ELSIF TG_OP = 'UPDATE' THEN {_all(table, {"new_rows": 1, "old_rows": -1})}
-    ELSIF TG_OP = 'DELETE' THEN {_all(table, {"old_rows": -1})}
+    -- INSERT with ON CONFLICT fires for inserts and for updates, and most statements have only one of them.
+    IF TG_OP = 'INSERT' THEN
+        IF NOT EXISTS (SELECT FROM new_rows) THEN RETURN NULL; END IF;
+        {_all(table, {"new_rows": 1})}
+    ELSIF TG_OP = 'UPDATE' THEN
+        IF NOT EXISTS (SELECT FROM new_rows) THEN RETURN NULL; END IF;
+        {_all(table, {"new_rows": 1, "old_rows": -1})}
+    ELSIF TG_OP = 'DELETE' THEN
+        {_all(table, {"old_rows": -1})}
     ELSE
         PERFORM {_LOCKED.replace("try_", "")};
         DELETE FROM hourly_sums WHERE subject = '{subject}';

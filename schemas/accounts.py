@@ -88,21 +88,33 @@ def require_settled(cursor: Cursor) -> None:
         )
 
 
+# By one index entry for each account.
+_ACCOUNTS: Final = """
+WITH RECURSIVE each AS (
+    SELECT min(account) AS account FROM inbox
+    UNION ALL
+    SELECT (SELECT min(i.account) FROM inbox AS i WHERE i.account > each.account) FROM each
+    WHERE each.account IS NOT NULL
+)
+"""
+
+
 def known(cursor: Cursor, *, limit: int | None = None) -> list[str]:
-    """Return the accounts that the inbox holds, the first *limit* or all, by one index entry for each."""
+    """Return the accounts that the inbox holds, the first *limit* or all."""
+    cursor.execute(f"{_ACCOUNTS} SELECT account FROM each WHERE account IS NOT NULL LIMIT %s", (limit,))
+    return [account for (account,) in cursor.fetchall()]
+
+
+def worlds(cursor: Cursor, *, limit: int) -> list[tuple[str, bool]]:
+    """Return the accounts and modes that the inbox holds events of, live ones first, of the first *limit* accounts."""
     cursor.execute(
-        """
-        WITH RECURSIVE each AS (
-            SELECT min(account) AS account FROM inbox
-            UNION ALL
-            SELECT (SELECT min(i.account) FROM inbox AS i WHERE i.account > each.account) FROM each
-            WHERE each.account IS NOT NULL
-        )
-        SELECT account FROM each WHERE account IS NOT NULL LIMIT %s
-        """,
+        f"{_ACCOUNTS}, some AS (SELECT account FROM each WHERE account IS NOT NULL LIMIT %s)"
+        " SELECT some.account, mode.livemode FROM some CROSS JOIN (VALUES (true), (false)) AS mode (livemode)"
+        " WHERE EXISTS (SELECT FROM inbox AS i WHERE (i.account, i.livemode) = (some.account, mode.livemode))"
+        " ORDER BY mode.livemode DESC, some.account",
         (limit,),
     )
-    return [account for (account,) in cursor.fetchall()]
+    return [(account, livemode) for account, livemode in cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,13 @@
 """The account and the mode that a page shows: always one of each, so that no page mixes two."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, exists, select
 
 from api import reads
 from api.reads import Account, Livemode
-from schemas import accounts, tables
+from schemas import accounts
 from schemas.database import cursor
 
 ACCOUNTS_MAX: Final = 50
@@ -44,8 +42,8 @@ class Worlds:
 
 def worlds(request: Request, account: Account = None, livemode: Livemode = None) -> Worlds:
     """Return the world that the address asks for; by default the first that there are events of, live before test."""
-    with reads.reading(request.app.state.engine) as connection:
-        known = tuple(_known(connection))
+    with reads.reading(request.app.state.engine) as connection, cursor(connection) as opened:
+        known = tuple(World(*each) for each in accounts.worlds(opened, limit=ACCOUNTS_MAX))
     fitting = [
         each for each in known
         if account in {None, each.account} and livemode in {None, each.livemode}
@@ -55,15 +53,3 @@ def worlds(request: Request, account: Account = None, livemode: Livemode = None)
 
 
 Shown = Annotated[Worlds, Depends(worlds)]
-
-
-def _known(connection: Connection) -> Iterator[World]:
-    """Yield the worlds that the inbox holds events of, live ones first."""
-    inbox = tables.inbox
-    with cursor(connection) as opened:
-        names = accounts.known(opened, limit=ACCOUNTS_MAX)
-    for livemode in (True, False):
-        for name in names:
-            holds = exists().where(inbox.c.account == name, inbox.c.livemode == livemode)
-            if connection.execute(select(holds)).scalar_one():
-                yield World(name, livemode)

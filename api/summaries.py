@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 
 from api import reads
-from api.reads import Account, Filters, FilterText, Livemode
+from api.reads import Account, Filters, FilterText, Livemode, Moment
 from api.tokens import require
 from schemas import answers, summary
 from schemas.answers import Page

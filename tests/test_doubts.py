@@ -175,3 +175,33 @@ def test_a_clock_that_stands_still(at: Stage) -> None:
     assert 5 <= calls(at, f"/v1/payment_links/{link}") <= 9
     assert observations(at, link) == 1
     assert ledger.anomalies(at.engine) == ["ambiguous_order"]
+
+
+def test_a_doubt_that_comes_back(at: Stage) -> None:
+    """A late event ends a doubt, and another one brings it back a day later: then the object is read."""
+    link = at.account.create_payment_link()
+    at.account.advance(5)
+    began = at.account.now
+
+    def arrives(to: str, before: str | None = None) -> None:
+        changed = at.account.payment_link(link) | {"metadata": {"campaign": to}}
+        previous = None if before is None else {"metadata": {"campaign": before}}
+        at.account.emit("payment_link.updated", changed, previous, created=began)
+
+    arrives("spring")
+    arrives("autumn")
+    deliver(at)
+    doubts = [ledger.anomalies(at.engine)]
+    arrives("autumn", "spring")
+    deliver(at)
+    doubts.append(ledger.anomalies(at.engine))
+    at.account.advance(DAY)
+    fetch(at)
+    arrives("spring", "autumn")
+    deliver(at)
+    doubts.append(ledger.anomalies(at.engine))
+
+    pass_seconds(at, 5)
+
+    assert doubts == [["ambiguous_order"], [], ["ambiguous_order"]]
+    assert (ledger.anomalies(at.engine), calls(at, f"/v1/payment_links/{link}")) == ([], 1)

@@ -106,8 +106,8 @@ ANOMALY_KINDS: Final = (
 )
 ANOMALY_MEANINGS: Final[Mapping[str, str]] = {
     "ambiguous_order": (
-        "Several of its events are of the same second, and nothing in them decides which came last. Until something"
-        " does, the row may be an older state than Stripe's."
+        "Several of its events are of the same second, and nothing in them decides which came last, or how often a"
+        " balance moved. Until something does, the row may be an older state than Stripe's, or list too many changes."
     ),
     "balance_differs": "The customer and the ledger that Stripe lists report different balances.",
     "broken_chain": (

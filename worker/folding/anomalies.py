@@ -49,7 +49,10 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
 
 
 def write_anomalies(cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Sequence[Key], now: datetime) -> None:
-    """Write the anomalies *found* as unresolved, and resolve those *over*: account, mode and id of each."""
+    """Write the anomalies *found* as unresolved, and resolve those *over*: account, mode and id of each.
+
+    An anomaly that was over and comes back was seen *now*, so that a doubt is read again.
+    """
     if over:
         cursor.execute(
             """
@@ -61,8 +64,9 @@ def write_anomalies(cursor: Cursor, found: Sequence[Mapping[str, Any]], over: Se
     if found:
         cursor.execute(
             """
-            INSERT INTO anomalies SELECT * FROM json_populate_recordset(NULL::anomalies, %s)
-            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail
+            INSERT INTO anomalies AS known SELECT * FROM json_populate_recordset(NULL::anomalies, %s)
+            ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail,
+                seen_at = CASE WHEN known.resolved_at IS NULL THEN known.seen_at ELSE excluded.seen_at END
             """,
             (msgspec.json.encode(found).decode(),),
         )

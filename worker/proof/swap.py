@@ -313,7 +313,8 @@ def _settle_anomalies(cursor: Cursor, made: Shadow) -> None:
     cursor.execute(
         sql.SQL(
             "INSERT INTO {held} AS h ({names}) SELECT {names} FROM {expected} WHERE resolved_at IS NULL"
-            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail"
+            " ON CONFLICT (account, livemode, id) DO UPDATE SET resolved_at = NULL, detail = excluded.detail,"
+            " seen_at = CASE WHEN h.resolved_at IS NULL THEN h.seen_at ELSE excluded.seen_at END"
             " WHERE h.resolved_at IS NOT NULL OR h.detail <> excluded.detail"
         ).format(held=held, expected=expected, names=names)
     )

@@ -1,12 +1,12 @@
 """Reads objects from Stripe that its events leave out, and records them as observations.
 
 There are four reasons to read an object. The change feed shows that an order was completed, or a customer's balance
-moved. An anomaly shows that the order of events was in doubt. A thin event names an object without its content. A
-charge has moved since its payment's session was last seen. The change feed is read from the number where the round
-before ended, so the cost depends on the new changes only.
+moved. An anomaly shows that the order of events is in doubt: see worker/stripe_jobs/doubts.py. A thin event names an
+object without its content. A charge has moved since its payment's session was last seen. The change feed is read from
+the number where the round before ended, so the cost depends on the new changes only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, Refused
 from schemas.inbox import Delivery
 from schemas.observations import Answer, World
 from worker.folds import payment
-from worker.stripe_jobs import expiry, gaps, queue, rounds
+from worker.stripe_jobs import doubts, expiry, gaps, queue, rounds
 from worker.stripe_jobs.queue import Call, CallRequest, JobProgress
 from worker.stripe_jobs.rounds import CallResult, JobContext, JobResult, TimeBudget
 
@@ -82,8 +82,7 @@ def plan(cursor: Cursor, context: JobContext, world: World, progress: JobProgres
     wanted: dict[tuple[str, str], CallRequest] = {}
     cursor.execute(_FROM_CHANGES, values)
     found = cursor.fetchall()
-    cursor.execute(_FROM_ANOMALIES, values)
-    found += cursor.fetchall()
+    found += doubts.to_read(cursor, values)
     cursor.execute(_FROM_CHARGES, values)
     found += cursor.fetchall()
     found += _of_thin_events(cursor, values)
@@ -132,20 +131,6 @@ UNION ALL
 SELECT 'credit_note', n.id, 'credit_note', {_LANE}
 FROM c JOIN credit_notes AS n ON (n.account, n.livemode, n.id) = (c.account, c.livemode, c.subject_id)
 WHERE c.subject = 'credit_note' AND NOT n.lines_complete
-"""
-
-# The object has the type of its latest event. A balance is read with its customer.
-_FROM_ANOMALIES: Final = """
-SELECT 'object', a.object_id, i.object_type, %(refetch)s
-FROM anomalies AS a
-JOIN inbox AS i ON (i.account, i.livemode, i.id) = (a.account, a.livemode, a.event_id)
-WHERE (a.account, a.livemode) = (%(account)s, %(livemode)s) AND a.resolved_at IS NULL
-    AND a.kind IN ('ambiguous_order', 'expired_and_complete') AND a.seen_at >= %(thin_since)s
-    AND i.object_type = ANY (%(types)s) AND i.object_id = a.object_id
-    AND NOT EXISTS (
-        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (i.account, i.livemode, i.object_id)
-            AND o.source = 'observation' AND o.received_at >= a.seen_at
-    )
 """
 
 # A session that left its payment open is read once per event that moved its charge since: what is read is then later
@@ -225,23 +210,38 @@ def _read_ledger(context: JobContext, call: Call) -> CallResult:
 
     If some have no readable id and type, the others are recorded, and the call is given up, so that a person sees it.
     """
-    known = context.within(lambda opened: _known_transactions(opened, call))
-    found: list[Delivery] = []
-    unreadable = 0
+    until = context.within(lambda opened: doubts.unexplained_until(opened, call))
+    known = context.within(lambda opened: _known_transactions(opened, call)) if not until else set[str]()
+    listed, found, items = _listed(context, call, known)
+    # A list begins with the newest transactions.
+    newest = {each.body.get("currency"): delivery for each, delivery in reversed(found)}
+    late = [currency for currency, last in until.items() if currency in newest and listed > last.timestamp()]
+    unreadable = items - len(found)
+    return CallResult(
+        tuple(delivery for _, delivery in found),
+        "ledgers",
+        is_to_be_repeated=len(late) < len(until) and doubts.is_to_be_repeated(call),
+        given_up=f"{unreadable} of its transactions have no readable id and type." if unreadable else "",
+        settling=tuple(newest[currency] for currency in late),
+    )
+
+
+def _listed(context: JobContext, call: Call, known: Collection[str]) -> tuple[int, list[tuple[Answer, Delivery]], int]:
+    """Return the time of a list of transactions down to the *known* ones, the readable ones, and how many it has."""
+    found: list[tuple[Answer, Delivery]] = []
+    items = 0
     at: int | None = None
     path = ("customers", call.object_id, "balance_transactions")
     for page in context.api.pages(call.world, *path, lane=call.lane):
-        unreadable += len(page.items)
+        items += len(page.items)
         # All pages count as read at the time of the first one, which is the earliest.
         at = page.at if at is None else at
         for each in page.objects:
             with suppress(NotAnObject):
-                found.append(_observed(replace(each, at=at), call, context.now()))
+                found.append((each, _observed(replace(each, at=at), call, context.now())))
         if any(each.id in known for each in page.objects):
             break
-    unreadable -= len(found)
-    given_up = f"{unreadable} of its transactions have no readable id and type." if unreadable else ""
-    return CallResult(tuple(found), "ledgers", given_up=given_up)
+    return at or 0, found, items
 
 
 def _known_transactions(cursor: Cursor, call: Call) -> set[str]:
@@ -273,12 +273,16 @@ def _read_credit_note(context: JobContext, call: Call) -> CallResult:
 
 
 def _read_object(context: JobContext, call: Call) -> CallResult:
+    until = context.within(lambda opened: doubts.undecided_until(opened, call))
     if call.object_type == "checkout.session":
         answer = checkout.read(context.api, call.world, call.object_id, lane=call.lane)
     else:
         answer = context.api.call(call.world, "get", *_PATHS[call.object_type], call.object_id, lane=call.lane)
+    read = (_observed(answer, call, context.now()),)
+    if until is not None and answer.at <= until.timestamp():
+        return CallResult(read, "objects", is_to_be_repeated=doubts.is_to_be_repeated(call))
     # It is recorded even if the inbox has the same content, since it settles what the events left in doubt.
-    return CallResult((_observed(answer, call, context.now()),), "objects", is_news=True)
+    return CallResult(read, "objects", is_news=True)
 
 
 def _read_event(context: JobContext, call: Call) -> CallResult:

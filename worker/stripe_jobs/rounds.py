@@ -139,6 +139,8 @@ class CallResult:
     given_up: str = ""
     is_news: bool = False
     """Whether its observations are recorded even if their content is known, since the order of events was in doubt."""
+    settling: tuple[Delivery, ...] = ()
+    """Those of its observations that are recorded even if their content is known, where the others are not."""
 
 
 Step = Callable[[World, JobProgress, JobResult, TimeBudget], None]
@@ -342,7 +344,8 @@ def _conclude(context: JobContext, call: Call, made: CallResult, found: JobResul
     """Record the result of a call, and remove the call, put it off or give it up."""
 
     def conclude(opened: Cursor) -> int:
-        recorded = context.record(opened, made.deliveries, all_of_them=made.is_news)
+        recorded = context.record(opened, made.settling, all_of_them=True)
+        recorded += context.record(opened, made.deliveries, all_of_them=made.is_news)
         if made.given_up:
             queue.give_up(opened, call, made.given_up)
         elif made.is_to_be_repeated:

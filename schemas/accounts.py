@@ -108,10 +108,10 @@ def known(cursor: Cursor, *, limit: int | None = None) -> list[str]:
 def worlds(cursor: Cursor, *, limit: int) -> list[tuple[str, bool]]:
     """Return the accounts and modes that the inbox holds events of, live ones first, of the first *limit* accounts."""
     cursor.execute(
-        f"{_ACCOUNTS}, some AS (SELECT account FROM each WHERE account IS NOT NULL LIMIT %s)"
-        " SELECT some.account, mode.livemode FROM some CROSS JOIN (VALUES (true), (false)) AS mode (livemode)"
-        " WHERE EXISTS (SELECT FROM inbox AS i WHERE (i.account, i.livemode) = (some.account, mode.livemode))"
-        " ORDER BY mode.livemode DESC, some.account",
+        f"{_ACCOUNTS}, chosen AS (SELECT account FROM each WHERE account IS NOT NULL LIMIT %s)"
+        " SELECT chosen.account, mode.livemode FROM chosen CROSS JOIN (VALUES (true), (false)) AS mode (livemode)"
+        " WHERE EXISTS (SELECT FROM inbox AS i WHERE (i.account, i.livemode) = (chosen.account, mode.livemode))"
+        " ORDER BY mode.livemode DESC, chosen.account",
         (limit,),
     )
     return [(account, livemode) for account, livemode in cursor.fetchall()]

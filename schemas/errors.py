@@ -17,6 +17,7 @@ not drawn::
     │   │   ├── SignatureMissing, SignatureMalformed, SignatureMismatch, SignatureExpired
     │   │   └── BodyEmpty, BodyTooLarge, BodyTooSlow, BodyNotText, BodyNotJson, NotAnEvent
     │   ├── Unauthorized            no token that is known here: answered 401
+    │   ├── LoginNeeded             a page, without a cookie that is known here: the login is shown
     │   ├── Unfoldable              recorded, then parked with this reason
     │   │   └── Archived
     │   ├── NotServed               no key of ours serves that account and mode, so Stripe is not called

@@ -71,7 +71,6 @@ class Payfold:
         ((customer,),) = self.rows("SELECT customer FROM balance_changes GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1")
         ((link,),) = self.rows("SELECT payment_link FROM payment_link_funnel ORDER BY paid DESC, 1 LIMIT 1")
         return {
-            "login": "/login",
             "overview": "/",
             "search": f"/search?q={customer}",
             "nothing found": "/search?q=nothing",

@@ -41,6 +41,7 @@ FAULTS: Final = {
     "ignore_event": ONE | {408, 413},
     "find": READS,
     "summarize": READS,
+    "summarize_days": READS,
     "show_funnel": READS,
     "explain_order": ONE,
     "show_related": ONE,

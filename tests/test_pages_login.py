@@ -93,6 +93,56 @@ def test_attempts_are_limited(fresh: Web, capfd: pytest.CaptureFixture[str]) -> 
     assert "wrong-" not in logged.out + logged.err
 
 
+def test_one_person_locks_out_no_other(fresh: Web) -> None:
+    """Behind a proxy the attempts of each client count alone, by the address that the proxy noted last."""
+
+    def attempt(token: str, client: str) -> int:
+        headers = {"Origin": fresh.origin, "X-Forwarded-For": f"198.51.100.7, {client}"}
+        return httpx.post(f"{fresh.origin}/login", data={"token": token}, headers=headers).status_code
+
+    wrong = [attempt("wrong", "192.0.2.1") for _ in range(viewers.ATTEMPTS_MAX + 1)]
+
+    assert (wrong[-1], attempt(TOKENS["read"], "192.0.2.1"), attempt(TOKENS["read"], "192.0.2.2")) == (429, 429, 303)
+
+
+@pytest.mark.parametrize(
+    ("body", "origin", "status"),
+    [("a=1&" * 101, None, 422), ("token=x", "http://[", 403), ("token=%ff%00", None, 401), ("x" * 20_000, None, 413)],
+)
+def test_odd_forms(fresh: Web, body: str, origin: str | None, status: int) -> None:
+    """A form that is none is refused with the reason, and nothing is logged as a fault of ours."""
+    headers = {"Origin": origin or fresh.origin, "Content-Type": "application/x-www-form-urlencoded"}
+
+    assert httpx.post(f"{fresh.origin}/login", content=body, headers=headers).status_code == status
+
+
+def test_a_proxy_that_changes_the_host(web: Web) -> None:
+    """Where a proxy has changed the Host, the browser's own word that the page is ours is taken; a script has none."""
+    headers = {"Origin": "https://pay.example.com"}
+
+    assert httpx.post(f"{web.origin}/login", data={"token": TOKENS["read"]}, headers=headers).status_code == 403
+    headers["Sec-Fetch-Site"] = "same-origin"
+    assert httpx.post(f"{web.origin}/login", data={"token": TOKENS["read"]}, headers=headers).status_code == 303
+    headers["Sec-Fetch-Site"] = "cross-site"
+    assert httpx.post(f"{web.origin}/login", data={"token": TOKENS["read"]}, headers=headers).status_code == 403
+
+
+def test_without_tls_from_another_machine(web: Web) -> None:
+    """Over http from another machine the browser would drop the cookie, so the login names the remedy."""
+    headers = {"Host": "pay.example.com", "Origin": "http://pay.example.com"}
+
+    answer = httpx.post(f"{web.origin}/login", data={"token": TOKENS["read"]}, headers=headers)
+
+    assert (answer.status_code, "set-cookie" in answer.headers, "by https" in answer.text) == (400, False, True)
+
+
+def test_the_address_for_stripe(web: Web) -> None:
+    """An empty database shows the webhook's address: https, but on this machine."""
+    with web.looking() as client:
+        assert f"{web.origin}/webhooks/stripe" in client.get("/").text
+        assert "https://pay.example.com/webhooks/stripe" in client.get("/", headers={"Host": "pay.example.com"}).text
+
+
 def test_attempts_remember_few_addresses() -> None:
     """The memory of attempts is bounded, however many addresses fail."""
     attempts = viewers.Attempts()

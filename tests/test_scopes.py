@@ -62,6 +62,7 @@ ROUTES: Final = {
     "GET /v1/changes": (READ, 200),
     "GET /v1/search": (READ, 200),
     "GET /v1/summary": (READ, 200),
+    "GET /v1/summary/days": (READ, 200),
     "GET /v1/funnel": (READ, 200),
     "GET /v1/orders/{order_id}/explanation": (READ, 200),
     "GET /v1/orders/{order_id}/related": (READ, 200),

@@ -374,7 +374,7 @@ def test_a_slow_value_is_null(engine: Engine) -> None:
         found = read(engine)
 
     assert (found.parked, found.parked_by_cause, found.to_fold_anew) == (None, None, None)
-    assert found.not_known == ["parked", "parked_by_cause", "to_fold_anew", "to_fold_anew_archived"]
+    assert found.not_known == ["latency", "parked", "parked_by_cause", "to_fold_anew", "to_fold_anew_archived"]
     assert (found.pending, found.last_event_seq) == (0, 1)
 
 
@@ -386,7 +386,7 @@ def test_a_locked_inbox(engine: Engine) -> None:
     assert (found.database, found.faults, found.last_event_seq) == ("ok", None, None)
     assert (found.pending, found.refused) == (0, [])
     assert found.not_known == [
-        *("expected", "faults", "last_event_received_at", "last_event_seq", "silent", "webhooks"),
+        *("expected", "faults", "last_event_received_at", "last_event_seq", "latency", "silent", "webhooks"),
     ]
 
 

@@ -135,7 +135,7 @@ class Web:
         """Return the counters at /metrics, by the value of their label."""
         families = text_string_to_metric_families(self.get("/metrics").text)
         samples = [sample for family in families for sample in family.samples if sample.name.endswith("_total")]
-        return {next(iter(sample.labels.values())): sample.value for sample in samples}
+        return {next(iter(sample.labels.values())): sample.value for sample in samples if sample.labels}
 
     def send_raw(self, *parts: bytes) -> "Raw":
         """Open a connection and send *parts* over it."""

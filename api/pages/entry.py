@@ -6,13 +6,15 @@ from typing import Annotated, Final
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from api import bodies, tokens
 from api.pages.rendering import PageRoute, back, page
-from api.pages.viewers import Attempts, clear_cookie, require_own_origin, set_cookie
+from api.pages.viewers import Attempts, address_of, clear_cookie, is_unsafe, require_own_origin, set_cookie
 
 FORM_BYTES_MAX: Final = 16 * 1024
+FIELDS_MAX: Final = 100
 STATIC: Final = StaticFiles(directory=Path(__file__).parent / "static")
 
 router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -31,7 +33,10 @@ async def form_body(request: Request) -> AsyncIterator[bytes]:
 
 def form_of(body: Annotated[bytes, Depends(form_body)]) -> dict[str, str]:
     """Return the fields of a form by their names; of a field that is there twice the last."""
-    found = parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=100)
+    try:
+        found = parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=FIELDS_MAX)
+    except ValueError:
+        raise HTTPException(422, f"The form has more than {FIELDS_MAX} fields.") from None
     return {name: values[-1] for name, values in found.items()}
 
 
@@ -47,23 +52,29 @@ def attempts_of(request: Request) -> Attempts:
 @router.get("/login")
 def show_login(request: Request, next: Next = "/") -> Response:  # noqa: A002 - the parameter's name in the address
     """Ask for a token."""
+    return _login_page(request, _local(next), 200, None)
+
+
+def _login_page(request: Request, wanted: str, status: int, fault: str | None) -> Response:
     has_tokens = bool(request.app.state.settings.tokens)
-    return page(request, "login.html.j2", next=_local(next), fault=None, has_tokens=has_tokens)
+    return page(request, "login.html.j2", status=status, next=wanted, fault=fault, has_tokens=has_tokens)
 
 
 @router.post("/login")
 def log_in(request: Request, form: Form, attempts: Annotated[Attempts, Depends(attempts_of)]) -> Response:
     """Exchange a token for a cookie."""
     require_own_origin(request)
-    address = request.client.host if request.client else ""
+    address = address_of(request)
     attempts.require_few(address)
     wanted = _local(form.get("next", "/"))
     known = request.app.state.settings.tokens
     token = tokens.of_text(known, form.get("token", "").strip())
     if token is None:
         attempts.add(address)
-        fault = "This token is not known here."
-        return page(request, "login.html.j2", status=401, next=wanted, fault=fault, has_tokens=bool(known))
+        return _login_page(request, wanted, 401, "This token is not known here.")
+    if is_unsafe(request):
+        fault = "This page was opened without TLS, so that the browser would drop the login: open it by https."
+        return _login_page(request, wanted, 400, fault)
     response = back(wanted)
     set_cookie(response, request, token)
     return response

@@ -8,7 +8,7 @@ from api import reads, webhook
 from api.pages.rendering import PageRoute, page
 from api.pages.sales import sales
 from api.pages.verdicts import verdict
-from api.pages.viewers import Reader
+from api.pages.viewers import Reader, is_loopback
 from api.pages.worlds import Shown, World
 from api.status import StatusReader
 from schemas import parked
@@ -55,11 +55,17 @@ def show_overview(request: Request, viewer: Reader, worlds: Shown, status: Lates
         found=status,
         verdict=verdict(status),
         outcomes=_OUTCOMES,
-        webhook=f"{str(request.base_url).rstrip('/')}{webhook.PATH}",
+        webhook=_webhook_address(request),
         event_types=STRIPE_TYPES,
         sold=sales(request, worlds.shown) if can_read else None,
         parked=_parked(request, worlds.shown) if can_read and status is not None and status.parked else None,
     )
+
+
+def _webhook_address(request: Request) -> str:
+    """Return the address for Stripe: behind a proxy that ends TLS this process sees http, and Stripe wants https."""
+    url = request.base_url if is_loopback(request.url.hostname) else request.base_url.replace(scheme="https")
+    return f"{str(url).rstrip('/')}{webhook.PATH}"
 
 
 def _parked(request: Request, world: World) -> ParkedGroups:

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from fastapi import Depends, Request
@@ -131,20 +131,39 @@ Reader = Annotated[Viewer, Depends(require("read"))]
 
 def require_own_origin(request: Request) -> None:
     """Refuse an act unless the browser reports that a page of ours asked for it."""
-    origin = urlsplit(request.headers.get("origin", ""))
-    if not origin.netloc or origin.netloc != request.headers.get("host"):
+    # By the browser's own word where a proxy has changed the Host; no script can send this header.
+    if request.headers.get("sec-fetch-site") == "same-origin":
+        return
+    origin = origin_of(request)
+    if origin is None or origin.netloc != request.headers.get("host"):
         raise HTTPException(403, "Acts are taken from the pages of this address alone.")
+
+
+def origin_of(request: Request) -> SplitResult | None:
+    """Return the origin of the page that asks, by the browser's word; None where it names none."""
+    try:
+        found = urlsplit(request.headers.get("origin", ""))
+    except ValueError:
+        return None
+    return found if found.netloc else None
+
+
+def is_unsafe(request: Request) -> bool:
+    """Return whether the page was opened without TLS, from another machine: a browser would drop the cookie."""
+    origin = origin_of(request)
+    return origin is not None and origin.scheme == "http" and not is_loopback(origin.hostname)
 
 
 @dataclass(slots=True)
 class Attempts:
-    """Counts failed attempts to log in, by the address that they came from."""
+    """Counts failed attempts to log in, by the address that they came from: see ``address_of``."""
 
     failed: "OrderedDict[str, deque[float]]" = field(default_factory=OrderedDict)
 
     def require_few(self, address: str) -> None:
         """Refuse an attempt from an *address* that failed ATTEMPTS_MAX times within ATTEMPTS_SECONDS."""
-        times = self.failed.get(address, ())
+        # As a copy, since another thread may add to it.
+        times = tuple(self.failed.get(address, ()))
         recent = [at for at in times if at > time.monotonic() - ATTEMPTS_SECONDS]
         if len(recent) >= ATTEMPTS_MAX:
             wait = {"Retry-After": str(int(ATTEMPTS_SECONDS))}
@@ -158,3 +177,12 @@ class Attempts:
         while len(self.failed) > ADDRESSES_MAX:
             self.failed.popitem(last=False)
         _log.warning("login.failed", attempts=len(times))
+
+
+def address_of(request: Request) -> str:
+    """Return where *request* came from: the last address that a proxy noted, so that one person does not lock out all.
+
+    Without a proxy, a client may note any address, and so has as many attempts as it likes, at a token of 256 bits.
+    """
+    noted = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return f"{request.client.host if request.client else ''} {noted[:64]}"

@@ -16,6 +16,23 @@ function localize(root) {
   }
 }
 
+// What a person is using stays as it is: a field, or buttons under the pointer, which would move away from it.
+function isInUse(part) {
+  const active = document.activeElement;
+  const isField = part.contains(active) && /^(INPUT|TEXTAREA|SELECT|BUTTON|SUMMARY)$/.test(active.tagName);
+  return isField || (part.querySelector("form") !== null && part.matches(":hover"));
+}
+
+// Put another in the place of a part, with the focus and the scrolling of tables as they were.
+function exchange(part, other) {
+  const places = "a, [tabindex]";
+  const focused = [...part.querySelectorAll(places)].indexOf(document.activeElement);
+  const scrolled = [...part.querySelectorAll(".wide")].map((table) => table.scrollLeft);
+  part.replaceWith(other);
+  other.querySelectorAll(".wide").forEach((table, place) => { table.scrollLeft = scrolled[place] || 0; });
+  if (focused >= 0) other.querySelectorAll(places)[focused]?.focus({ preventScroll: true });
+}
+
 // Replace the parts that are marked as live by those of the same page as it is now.
 async function refresh() {
   const live = document.querySelectorAll("[data-live]");
@@ -25,10 +42,9 @@ async function refresh() {
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const part of live) {
     const other = fresh.getElementById(part.id);
-    // What a person is using stays as it is.
-    if (!other || part.contains(document.activeElement)) continue;
+    if (!other || isInUse(part)) continue;
     localize(other);
-    if (other.innerHTML !== part.innerHTML || other.className !== part.className) part.replaceWith(other);
+    if (other.innerHTML !== part.innerHTML || other.className !== part.className) exchange(part, other);
   }
 }
 
@@ -66,4 +82,13 @@ localize(document);
 for (const zone of document.querySelectorAll("[data-zone]")) {
   zone.textContent = Intl.DateTimeFormat().resolvedOptions().timeZone + ", UTC on hover";
 }
+
+// After a link from another site the browser sends the cookie only with what this page asks for.
+async function goOn(link) {
+  const answer = await fetch(link.href, { headers: { Accept: "text/html" } });
+  if (answer.ok && !answer.redirected) location.replace(link.href);
+}
+
+const again = document.querySelector("[data-again]");
+if (again) goOn(again).catch(() => {});
 if (document.querySelector("[data-live]")) keepFresh(REFRESH_SECONDS);

@@ -42,7 +42,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from schemas import inbox, lookup, observations, tables
 from schemas.database import Cursor, integer_array
 from schemas.errors import ConfigurationError, ConflictError, CountDiffers, NotFoundError
-from schemas.event_filters import EventFilters, few_of
+from schemas.event_filters import EventFilters, waiting
 from schemas.own_events import EVENT_IGNORED
 
 RETRY_EVENTS_MAX: Final = 100_000
@@ -186,7 +186,7 @@ def matching(connection: Connection, filters: EventFilters) -> Matching:
     Raises:
         ConfigurationError: the filters are of events that are neither parked nor pending.
     """
-    wanted = _wanted(connection, filters, until=None).cte("wanted")
+    wanted = _wanted(filters, until=None).cte("wanted")
     until = select(func.coalesce(func.max(tables.inbox.c.seq), 0)).scalar_subquery()
     count, last = connection.execute(select(_count(wanted), until)).one()
     return Matching(count, last)
@@ -202,7 +202,7 @@ def retry_matching(connection: Connection, filters: EventFilters, *, confirm: in
         ConfigurationError: the filters are of events that are neither parked nor pending.
         CountDiffers: a worker has just folded some of the events; the transaction is to be rolled back.
     """
-    wanted = _wanted(connection, filters, until=until).cte("wanted")
+    wanted = _wanted(filters, until=until).cte("wanted")
     is_confirmed = _count(wanted) == literal(min(confirm, RETRY_EVENTS_MAX))
     chosen = select(wanted.c.seq, true()).where(is_confirmed).order_by(wanted.c.seq)
     pending = tables.pending
@@ -251,18 +251,17 @@ def progress(connection: Connection, filters: EventFilters, *, until: int, since
 
     def of(state: str, wanted: ColumnElement[bool]) -> int:
         # An event that failed again has a cause of its own.
-        left = _wanted(connection, replace(filters, state=state, cause=None), until=until).where(wanted)
+        left = _wanted(replace(filters, state=state, cause=None), until=until).where(wanted)
         return connection.execute(select(func.count()).select_from(left.subquery())).scalar_one()
 
     return Progress(of("pending", events.c.seq.in_(queued)), of("parked", events.c.folded_at >= since))
 
 
-def _wanted(connection: Connection, filters: EventFilters, *, until: int | None) -> Select[Any]:
+def _wanted(filters: EventFilters, *, until: int | None) -> Select[Any]:
     if filters.state not in OPEN_STATES:
         raise ConfigurationError(f"Only events that are {' or '.join(OPEN_STATES)} are tried again.")
     seq = tables.events.c.seq
-    few = few_of(connection, filters)
-    wanted = [*filters.conditions, *([] if few is None else [seq.in_(few)]), *([] if until is None else [seq <= until])]
+    wanted = [*filters.conditions, seq.in_(waiting(filters)), *([] if until is None else [seq <= until])]
     return select(seq).where(*wanted).limit(RETRY_EVENTS_MAX + 1)
 
 
@@ -316,7 +315,7 @@ SELECT FROM pending WHERE seq = %(seq)s AND NOT EXISTS (SELECT FROM free)
 _TAKE: Final = f"""
 INSERT INTO pending (seq, again) VALUES (%(seq)s, true)
 ON CONFLICT (seq) DO UPDATE SET again = pending.again RETURNING {_WAS_PENDING}
-"""
+"""  # noqa: S608 - our own words
 
 
 class _Taken(NamedTuple):

@@ -829,7 +829,9 @@ class Reconciliation(Answer):
     asked_by: Word | None = Field(description="the name of the token")
     started_at: datetime | None
     finished_at: datetime | None = Field(description="when it was done, or failed")
-    failure: Word | None = Field(description="why it has no result: lost where its worker ended, else a kind of error")
+    failure: Word | None = Field(
+        description="why it has no result: lost where its worker ended, not_taken without one, else a kind of error"
+    )
     detail: Word | None = Field(description="the failure in words")
     has_report: bool = Field(description="whether its differences are kept: those of the last runs are")
 

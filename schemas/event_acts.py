@@ -7,24 +7,33 @@ Note [What was confirmed is what is done]
     An operator sees a count and confirms it. Between the two, events may be folded, parked or recorded. So events that
     were recorded later are left out by their number, and one statement counts what matches and queues it only if that
     is the confirmed count. What is done was seen, or nothing is done.
+
+Note [An act has the event alone]
+    The view ``events`` shows an event as pending while a worker folds it, and also where it was folded and waits to be
+    folded again. So an act first takes the event's row in ``pending``, without which no worker folds it, and only then
+    reads the outcome that counts. It makes the row where there is none, so that no one else can queue the event before
+    the act is committed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     RowMapping,
     ScalarSelect,
     Select,
+    Table,
     any_,
     func,
     literal,
+    literal_column,
     select,
     true,
 )
@@ -32,8 +41,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from schemas import inbox, lookup, observations, tables
 from schemas.database import Cursor, integer_array
-from schemas.errors import ConfigurationError, ConflictError, NotFoundError
-from schemas.event_filters import EventFilters, few_of
+from schemas.errors import ConfigurationError, ConflictError, CountDiffers, NotFoundError
+from schemas.event_filters import EventFilters, waiting
 from schemas.own_events import EVENT_IGNORED
 
 RETRY_EVENTS_MAX: Final = 100_000
@@ -113,7 +122,7 @@ def retry(cursor: Cursor, found: FoundEvent) -> FoundEvent:
     """Queue an event that is parked or pending to be folded again, and return it as it then is.
 
     Raises:
-        ConflictError: it is in another state, or payloads that the fold needs are archived.
+        ConflictError: it is in another state, a worker folds it, or payloads that the fold needs are archived.
     """
     again = f"`payfold events retry {found.id}`"
     if not found.is_open:
@@ -122,8 +131,9 @@ def retry(cursor: Cursor, found: FoundEvent) -> FoundEvent:
             " the same."
         )
     require_at_hand(found, archived_with(cursor, found.seq))
-    if queue(cursor, [found.seq], only_open=True) == 0:
+    if not _take(cursor, found).is_open:
         raise ConflictError(f"{found.id} has just been folded: look at it again.")
+    queue(cursor, [found.seq])
     return replace(found, state="pending", reason=None)
 
 
@@ -158,19 +168,13 @@ SELECT seq FROM logged WHERE NOT EXISTS (SELECT FROM payloads AS b WHERE b.seq =
 """
 
 
-def queue(cursor: Cursor, seqs: Sequence[int], *, only_open: bool = False) -> int:
-    """Queue the events numbered *seqs* to be folded again, now, and return how many that were.
-
-    With *only_open* those are left out that are neither parked nor pending by now.
-    """
-    states = list(OPEN_STATES if only_open else tables.STATES)
-    cursor.execute(_QUEUE, {"seqs": integer_array(sorted(seqs)), "states": states})
-    return cursor.rowcount
+def queue(cursor: Cursor, seqs: Sequence[int]) -> None:
+    """Queue the events numbered *seqs* to be folded again, now."""
+    cursor.execute(_QUEUE, {"seqs": integer_array(sorted(seqs))})
 
 
 _QUEUE: Final = """
-INSERT INTO pending (seq, again) SELECT seq, true FROM events
-WHERE seq = ANY (%(seqs)s::bigint[]) AND state = ANY (%(states)s) ORDER BY seq
+INSERT INTO pending (seq, again) SELECT seq, true FROM inbox WHERE seq = ANY (%(seqs)s::bigint[]) ORDER BY seq
 ON CONFLICT (seq) DO UPDATE SET again = true, attempts = 0, due_at = NULL, cause = NULL, reason = NULL
 """
 _AGAIN: Final[Mapping[str, Any]] = {"again": True, "attempts": 0, "due_at": None, "cause": None, "reason": None}
@@ -182,7 +186,7 @@ def matching(connection: Connection, filters: EventFilters) -> Matching:
     Raises:
         ConfigurationError: the filters are of events that are neither parked nor pending.
     """
-    wanted = _wanted(connection, filters, until=None).cte("wanted")
+    wanted = _wanted(filters, until=None).cte("wanted")
     until = select(func.coalesce(func.max(tables.inbox.c.seq), 0)).scalar_subquery()
     count, last = connection.execute(select(_count(wanted), until)).one()
     return Matching(count, last)
@@ -196,24 +200,34 @@ def retry_matching(connection: Connection, filters: EventFilters, *, confirm: in
 
     Raises:
         ConfigurationError: the filters are of events that are neither parked nor pending.
+        CountDiffers: a worker has just folded some of the events; the transaction is to be rolled back.
     """
-    wanted = _wanted(connection, filters, until=until).cte("wanted")
+    wanted = _wanted(filters, until=until).cte("wanted")
     is_confirmed = _count(wanted) == literal(min(confirm, RETRY_EVENTS_MAX))
     chosen = select(wanted.c.seq, true()).where(is_confirmed).order_by(wanted.c.seq)
     pending = tables.pending
     statement = insert(pending).from_select(["seq", "again"], chosen)
     again = statement.on_conflict_do_update(index_elements=[pending.c.seq], set_=_AGAIN)
-    queued = again.returning(pending.c.seq).cte("queued")
-    numbers = func.array(select(queued.c.seq).scalar_subquery())
-    count, done = connection.execute(select(_count(wanted), numbers)).one()
+    queued = again.returning(pending.c.seq, literal_column(_WAS_PENDING, Boolean).label("was_pending")).cte("queued")
+    made = select(queued.c.seq).where(~queued.c.was_pending)
+    numbers, new = (func.array(some.scalar_subquery()) for some in (select(queued.c.seq), made))
+    count, done, newly = connection.execute(select(_count(wanted), numbers, new)).one()
+    # The insert waits for workers that have some of the events; their outcomes are seen only by a later statement.
+    outcomes = _states_in(connection, tables.outcomes, newly)
+    gone = sum(number for state, number in outcomes.items() if state != filters.state)
+    if gone:
+        raise CountDiffers(count - gone, until)
     return Matching(count, until, done)
 
 
 def states_of(connection: Connection, seqs: Sequence[int]) -> dict[str, int]:
     """Return how many of the events numbered *seqs* are in each state."""
-    events = tables.events
-    is_one = events.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
-    query = select(events.c.state, func.count().label("number")).where(is_one).group_by(events.c.state)
+    return _states_in(connection, tables.events, seqs)
+
+
+def _states_in(connection: Connection, table: Table, seqs: Sequence[int]) -> dict[str, int]:
+    is_one = table.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
+    query = select(table.c.state, func.count().label("number")).where(is_one).group_by(table.c.state)
     return {row.state: row.number for row in connection.execute(query)}
 
 
@@ -237,18 +251,17 @@ def progress(connection: Connection, filters: EventFilters, *, until: int, since
 
     def of(state: str, wanted: ColumnElement[bool]) -> int:
         # An event that failed again has a cause of its own.
-        left = _wanted(connection, replace(filters, state=state, cause=None), until=until).where(wanted)
+        left = _wanted(replace(filters, state=state, cause=None), until=until).where(wanted)
         return connection.execute(select(func.count()).select_from(left.subquery())).scalar_one()
 
     return Progress(of("pending", events.c.seq.in_(queued)), of("parked", events.c.folded_at >= since))
 
 
-def _wanted(connection: Connection, filters: EventFilters, *, until: int | None) -> Select[Any]:
+def _wanted(filters: EventFilters, *, until: int | None) -> Select[Any]:
     if filters.state not in OPEN_STATES:
         raise ConfigurationError(f"Only events that are {' or '.join(OPEN_STATES)} are tried again.")
     seq = tables.events.c.seq
-    few = few_of(connection, filters)
-    wanted = [*filters.conditions, *([] if few is None else [seq.in_(few)]), *([] if until is None else [seq <= until])]
+    wanted = [*filters.conditions, seq.in_(waiting(filters)), *([] if until is None else [seq <= until])]
     return select(seq).where(*wanted).limit(RETRY_EVENTS_MAX + 1)
 
 
@@ -265,10 +278,14 @@ def ignore(cursor: Cursor, found: FoundEvent, *, reason: str, by: str, now: date
     *by* names the token of the person, or is ``BY_COMMAND``.
 
     Raises:
-        ConflictError: the event is neither parked nor pending, so rows of the tables depend on it.
+        ConflictError: a worker folds the event, or rows of the tables depend on it: it is neither parked nor pending,
+            or was folded and is pending again.
     """
     if not found.is_open:
-        raise ConflictError(f"Only a parked or pending event can be set aside, and {found.id} is {found.state}.")
+        raise _not_open(found, found.state)
+    taken = _take(cursor, found)
+    if taken.outcome == "folded" or not taken.is_open:
+        raise _not_open(found, taken.outcome)
     word = observations.observe(
         EVENT_IGNORED,
         {"object": "event", "id": found.id, "reason": reason, "by": by},
@@ -278,4 +295,49 @@ def ignore(cursor: Cursor, found: FoundEvent, *, reason: str, by: str, now: date
         now=now,
     )
     inbox.record(cursor, [word])
+    if not taken.was_pending:
+        cursor.execute("DELETE FROM pending WHERE seq = %s", (found.seq,))
     return word.envelope.id
+
+
+def _not_open(found: FoundEvent, state: str | None) -> ConflictError:
+    return ConflictError(f"Only a parked or pending event can be set aside, and {found.id} is {state}.")
+
+
+# ---- Taking an event: see Note [An act has the event alone] ----
+
+_WAS_PENDING: Final = "xmax <> 0"
+"""Whether a row that ``INSERT ... ON CONFLICT DO UPDATE`` returns was there before: only then was it locked."""
+_HELD: Final = """
+WITH free AS MATERIALIZED (SELECT seq FROM pending WHERE seq = %(seq)s FOR UPDATE SKIP LOCKED)
+SELECT FROM pending WHERE seq = %(seq)s AND NOT EXISTS (SELECT FROM free)
+"""
+_TAKE: Final = f"""
+INSERT INTO pending (seq, again) VALUES (%(seq)s, true)
+ON CONFLICT (seq) DO UPDATE SET again = pending.again RETURNING {_WAS_PENDING}
+"""  # noqa: S608 - our own words
+
+
+class _Taken(NamedTuple):
+    """An event that no worker folds until the transaction ends: whether it *was_pending*, and its last *outcome*."""
+
+    was_pending: bool
+    outcome: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was parked or pending when it was taken."""
+        return self.was_pending or self.outcome == "parked"
+
+
+def _take(cursor: Cursor, found: FoundEvent) -> _Taken:
+    """Take the event *found*, which is in ``pending`` then.
+
+    Raises:
+        ConflictError: a worker folds it.
+    """
+    if cursor.execute(_HELD, {"seq": found.seq}).fetchone() is not None:
+        raise ConflictError(f"{found.id} is being folded: try again.")
+    (was_pending,) = cursor.execute(_TAKE, {"seq": found.seq}).fetchone() or (False,)
+    (outcome,) = cursor.execute("SELECT state FROM outcomes WHERE seq = %s", (found.seq,)).fetchone() or (None,)
+    return _Taken(was_pending, outcome)

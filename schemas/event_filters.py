@@ -1,9 +1,10 @@
 """The filters of the inbox, one set for the API, the commands, the pages, and the acts on all events that match.
 
 Note [A page of events costs the same in any inbox]
-    Where an index leads to few events (those that are parked or pending, those of an object, of a type, of an account
-    with few), only these are read. Any other filter is applied to the events in the order of the list, of which a page
-    looks at ``SCAN_ROWS_MAX`` at most. So a page may have fewer rows than were asked for, or none, and more behind it.
+    Where an index leads to few events (those of an object, of a type; those that are parked or pending, or of an
+    account, where these are few), only these are read. Any other filter is applied to the events in the order of the
+    list, of which a page looks at ``SCAN_ROWS_MAX`` at most. So a page may have fewer rows than were asked for, or
+    none, and more behind it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -217,15 +218,36 @@ def few_of(
 ) -> Select[Any] | None:  # fmt: skip
     """Return a query of the numbers of events among which are all that *filters* want, None where there may be many."""
     if filters.object_id is not None:
-        world = {"account": filters.account, "livemode": filters.livemode}
-        return select(_inbox.c.seq).where(*lookup.where(_inbox, {"object_id": filters.object_id, **world}))
-    if filters.state == "parked" or filters.cause in tables.PARKED_CAUSES:
-        return select(tables.outcomes.c.seq).where(tables.outcomes.c.state == "parked")
-    if filters.state == "pending" or filters.cause in tables.PENDING_CAUSES:
-        return select(tables.pending.c.seq)
+        return _of_object(filters)
     if filters.cause == "set_aside":
         return _set_aside()
     return next((few for few in _perhaps_few(filters) if _is_few(connection, few, scan_rows_max)), None)
+
+
+def waiting(filters: EventFilters) -> Select[Any]:
+    """Return a query of the numbers of events among which are all that *filters* want, however many there are.
+
+    The filters want parked events alone, or pending ones alone.
+    """
+    if filters.object_id is not None:
+        return _of_object(filters)
+    found = _pending() if filters.state == "pending" else _of_outcome("parked")
+    # An order would keep PostgreSQL from joining them as it sees fit.
+    return found.order_by(None)
+
+
+def _of_object(filters: EventFilters) -> Select[Any]:
+    wanted = {name: getattr(filters, name) for name in ("object_id", "account", "livemode")}
+    return select(_inbox.c.seq).where(*lookup.where(_inbox, wanted))
+
+
+def _of_outcome(state: str) -> Select[Any]:
+    seq = tables.outcomes.c.seq
+    return select(seq).where(tables.outcomes.c.state == literal(state, literal_execute=True)).order_by(seq)
+
+
+def _pending() -> Select[Any]:
+    return select(tables.pending.c.seq).order_by(tables.pending.c.seq)
 
 
 def _set_aside() -> Select[Any]:
@@ -236,9 +258,12 @@ def _set_aside() -> Select[Any]:
 
 def _perhaps_few(filters: EventFilters) -> Iterator[Select[Any]]:
     """Yield queries of the numbers of events that an index finds, in the order of this index."""
+    if filters.state == "parked" or filters.cause in tables.PARKED_CAUSES:
+        yield _of_outcome("parked")
+    if filters.state == "pending" or filters.cause in tables.PENDING_CAUSES:
+        yield _pending()
     if filters.state == "ignored" or filters.cause in tables.IGNORED_CAUSES:
-        seq = tables.outcomes.c.seq
-        yield select(seq).where(tables.outcomes.c.state == "ignored").order_by(seq)
+        yield _of_outcome("ignored")
     if filters.account is not None or filters.livemode is not None:
         wanted = lookup.in_world(_inbox, account=filters.account, livemode=filters.livemode)
         yield select(_inbox.c.seq).where(*wanted).order_by(_inbox.c.account, _inbox.c.livemode, _inbox.c.id)

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import CTE, Connection, RowMapping, Select, func, select
+from sqlalchemy import CTE, Connection, RowMapping, Select, func, select, true
 
 from schemas import tables
 
@@ -103,26 +103,25 @@ def groups(
 
 
 def _parked(account: str | None, livemode: bool | None, events_max: int) -> Select[Any]:  # noqa: FBT001 - a part of the world
-    """Return the query of the parked events that were recorded last."""
-    inbox, last = tables.inbox, _outcomes().order_by(tables.outcomes.c.seq.desc()).limit(events_max).subquery()
-    world = {"account": account, "livemode": livemode}
+    """Return the query of the events that are parked still, of the last *events_max* outcomes of parked events."""
+    inbox, pending, last = tables.inbox, tables.pending, _last(events_max).subquery()
     shown = (inbox.c[name] for name in ("account", "livemode", "type", "object_id", "received_at"))
-    return (
-        select(last.c.seq, last.c.cause, *shown)
-        .join(inbox, inbox.c.seq == last.c.seq)
-        .where(*(inbox.c[name] == value for name, value in world.items() if value is not None))
-    )
+    # The offsets keep these at one look for each event, however many others are in the inbox or pending.
+    event = select(*shown).where(inbox.c.seq == last.c.seq).offset(0).lateral("event")
+    is_queued = select(pending.c.seq).where(pending.c.seq == last.c.seq).offset(0).exists()
+    world = {"account": account, "livemode": livemode}
+    wanted = (event.c[name] == value for name, value in world.items() if value is not None)
+    return select(last.c.seq, last.c.cause, *event.c).select_from(last.join(event, true())).where(~is_queued, *wanted)
 
 
-def _outcomes() -> Select[Any]:
-    """Return the query of the outcomes of parked events, without those that are to be folded again."""
-    outcomes, pending = tables.outcomes, tables.pending
-    is_queued = select(pending.c.seq).where(pending.c.seq == outcomes.c.seq).exists()
-    return select(outcomes.c.seq, outcomes.c.cause).where(outcomes.c.state == "parked", ~is_queued)
+def _last(events_max: int) -> Select[Any]:
+    """Return the query of the last outcomes of parked events, also of those that are to be folded again."""
+    seq, cause, state = (tables.outcomes.c[name] for name in ("seq", "cause", "state"))
+    return select(seq, cause).where(state == "parked").order_by(seq.desc()).limit(events_max)
 
 
 def _is_more(connection: Connection, events_max: int) -> bool:
-    some = _outcomes().limit(events_max + 1).subquery()
+    some = _last(events_max + 1).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one() > events_max
 
 

@@ -4,12 +4,14 @@ Note [A reconciliation is leased]
     One that was asked for is a row in PostgreSQL, so that a lost message costs only the time to the next look at the
     table. The worker that takes it extends its lease every few seconds, while its steps go on. After the lease the row
     counts as failed for everyone who reads it, and another may be asked for. Should the worker finish it after all, the
-    result is kept under the same number.
+    result is kept under the same number. One that no worker takes counts as failed after ``WAIT_SECONDS_MAX``, so that
+    it does not keep out every other, and is not begun when no one expects it any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, case, func, literal, null, select, union_all
@@ -30,7 +32,10 @@ STEP_SECONDS_MAX: Final = 600.0
 LEASE_SECONDS: Final = 60
 LOST: Final = "lost"
 """The failure of one that a worker took, and neither finished nor gave back: its process ended, or it hangs."""
-_LOST_WORDS: Final = "The worker that had it ended, or hangs."
+WAIT_SECONDS_MAX: Final = 3_600
+"""How long one may wait for a worker."""
+NOT_TAKEN: Final = "not_taken"
+"""The failure of one that no worker took in that time."""
 _DETAILS: Final = ("drift", "money", "not_provable")
 """The parts of a result that may be long."""
 
@@ -43,11 +48,34 @@ class Request:
     checks: tuple[str, ...]
 
 
+class _Limit(NamedTuple):
+    """When one in a *state* is given up, by SQL and as a *column*, with the code and the words of that failure."""
+
+    state: str
+    until: str
+    column: ColumnElement[Any]
+    failure: str
+    words: str
+
+
+_runs: Final = tables.reconciliations
+_asked: Final = tables.reconciliation_requests
+_LIMITS: Final = (
+    _Limit("running", "leased_until", _asked.c.leased_until, LOST, "The worker that had it ended, or hangs."),
+    _Limit(
+        "waiting",
+        f"asked_at + interval '{WAIT_SECONDS_MAX} seconds'",
+        _asked.c.asked_at + timedelta(seconds=WAIT_SECONDS_MAX),
+        NOT_TAKEN,
+        f"No worker took it within {WAIT_SECONDS_MAX // 60} minutes: check that one runs.",
+    ),
+)
+
 # ---- Asking for one ----
 
 _GIVE_UP: Final = """
-UPDATE reconciliation_requests SET state = 'failed', failed_at = leased_until, failure = %s, detail = %s
-WHERE state = 'running' AND leased_until < clock_timestamp()
+UPDATE reconciliation_requests SET state = 'failed', failed_at = {until}, failure = %s, detail = %s
+WHERE state = %s AND {until} < clock_timestamp()
 """
 _ASK: Final = """
 INSERT INTO reconciliation_requests (id, state, asked_at, asked_by, checks)
@@ -71,8 +99,11 @@ def ask(cursor: Cursor, checks: Sequence[str], *, by: str) -> int:
 
 
 def give_up_lost(cursor: Cursor) -> int:
-    """Let those that a worker had, and did not finish, be failed, and return their number."""
-    return cursor.execute(_GIVE_UP, (LOST, _LOST_WORDS)).rowcount
+    """Let those be failed that a worker had and did not finish, or that none took, and return their number."""
+    return sum(
+        cursor.execute(_GIVE_UP.format(until=each.until), (each.failure, each.words, each.state)).rowcount
+        for each in _LIMITS
+    )
 
 
 # ---- Doing it ----
@@ -139,10 +170,14 @@ def keep(cursor: Cursor, result: dict[str, Any], *, number: int | None = None) -
 
 # ---- Reading them ----
 
-_runs: Final = tables.reconciliations
-_asked: Final = tables.reconciliation_requests
-_IS_LOST: Final = (_asked.c.state == "running") & (_asked.c.leased_until < func.clock_timestamp())
-_STATE: Final = case((_IS_LOST, "failed"), else_=_asked.c.state)
+
+def _is_beyond(limit: _Limit) -> ColumnElement[bool]:
+    return (_asked.c.state == limit.state) & (limit.column < func.clock_timestamp())
+
+
+def _by_limit(values: Callable[[_Limit], Any], otherwise: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the value for the limit that a row is beyond, and *otherwise* for a row that is beyond none."""
+    return case(*((_is_beyond(limit), values(limit)) for limit in _LIMITS), else_=otherwise)
 
 
 def _ended() -> Select[Any]:
@@ -165,16 +200,16 @@ def _ended() -> Select[Any]:
 def _open() -> Select[Any]:
     return select(
         _asked.c.id,
-        _STATE.label("state"),
+        _by_limit(lambda _: "failed", _asked.c.state).label("state"),
         null().cast(Text).label("outcome"),
         _asked.c.checks.cast(ARRAY(Text)),
         null().cast(BigInteger).label("drift"),
         _asked.c.asked_at,
         _asked.c.asked_by,
         _asked.c.begun_at.label("started_at"),
-        case((_IS_LOST, _asked.c.leased_until), else_=_asked.c.failed_at).cast(DateTime(timezone=True)),
-        case((_IS_LOST, LOST), else_=_asked.c.failure),
-        case((_IS_LOST, _LOST_WORDS), else_=_asked.c.detail),
+        _by_limit(lambda limit: limit.column, _asked.c.failed_at).cast(DateTime(timezone=True)),
+        _by_limit(lambda limit: limit.failure, _asked.c.failure),
+        _by_limit(lambda limit: limit.words, _asked.c.detail),
         literal(value=False),
     ).where(_asked.c.state != "done")
 

@@ -1,11 +1,14 @@
 """An operator folds events again, or ignores one, over HTTP: one event, or all that match; and sees what is parked."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import httpx
 import msgspec
+import psycopg
 import pytest
 from sqlalchemy import Engine
 
@@ -14,7 +17,7 @@ from schemas import database, event_acts, parked
 from schemas.errors import ConfigurationError
 from schemas.event_filters import EventFilters
 from tests import ledger
-from tests.waiting import until
+from tests.waiting import until, until_locked
 from tests.web import CLERK, OPERATOR, Web, event, serving, settings_of
 from worker.proof.digest import digests
 from worker.proof.rebuild import refolded
@@ -135,6 +138,95 @@ def test_ignore(web: Web, engine: Engine) -> None:
             assert kept == [{"reason": shown["reason"]}]
     for act, body in (("retry", None), ("ignore", {"reason": "again"})):
         assert post(web, f"/v1/events/evt_1/{act}", body).status_code == 409
+
+
+ACTS: Final = {"retry": None, "ignore": {"reason": "a test"}}
+"""The acts on one event, and the body that each wants."""
+LEFT_ALONE: Final = "SELECT (SELECT count(*) FROM pending) AS pending, (SELECT count(*) FROM inbox) AS inbox"
+
+
+def test_a_folded_event_that_waits_again_is_not_ignored(web: Web, engine: Engine) -> None:
+    """An event on which rows depend is pending again after a release, or for its copies, and cannot be ignored."""
+    account = Account(seed=1)
+    account.complete(account.open_session(amount=5_000))
+    park(engine, account.events[-1].body)
+    id_ = account.events[-1].id
+    for queued in ("again", "copies"):
+        ledger.execute(engine, f"INSERT INTO pending (seq, {queued}) SELECT seq, true FROM inbox")  # noqa: S608 - our own name
+
+        refused = post(web, f"/v1/events/{id_}/ignore", ACTS["ignore"])
+
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:payfold:problem:conflict")
+        assert ledger.rows(engine, LEFT_ALONE) == [{"pending": 1, "inbox": 1}]
+        ledger.fold(engine)
+    assert ledger.rows(engine, "SELECT status FROM orders") == [{"status": "paid"}]
+    assert states(engine) == {id_: "folded"}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_an_event_that_is_being_folded(web: Web, engine: Engine, act: str) -> None:
+    """While a worker has the event, neither act waits for it or does anything: it may be tried again afterwards."""
+    ledger.record(engine, [ledger.delivery(odd("evt_1"))])
+
+    with psycopg.connect(web.settings.libpq) as batch:
+        batch.execute("SELECT FROM pending FOR UPDATE")
+        refused = post(web, f"/v1/events/evt_1/{act}", ACTS[act])
+        batch.rollback()
+
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:payfold:problem:conflict")
+    assert "evt_1 is being folded: try again" in refused.json()["detail"]
+    assert ledger.rows(engine, LEFT_ALONE) == [{"pending": 1, "inbox": 1}]
+    assert post(web, f"/v1/events/evt_1/{act}", ACTS[act]).status_code == 202
+    ledger.fold(engine)
+    assert states(engine)["evt_1"] == {"retry": "parked", "ignore": "ignored"}[act]
+
+
+@contextmanager
+def folded_by_another(web: Web, engine: Engine, take: str) -> Iterator[None]:
+    """Let another transaction *take* the events before the act of the body, which waits for it, and fold them."""
+    with psycopg.connect(web.settings.libpq) as batch, ThreadPoolExecutor(1) as threads:
+        batch.execute(take.encode())
+
+        def fold() -> None:
+            until_locked(engine, kind="transactionid")
+            batch.execute("UPDATE outcomes SET state = 'folded', cause = NULL, reason = NULL")
+            batch.execute("DELETE FROM pending")
+            batch.commit()
+
+        folding = threads.submit(fold)
+        yield
+        folding.result(30)
+
+
+QUEUED_BY_ANOTHER: Final = "INSERT INTO pending (seq, again) SELECT seq, true FROM inbox"
+HELD: Final = "SELECT FROM pending ORDER BY seq FOR UPDATE"
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_parked_event_that_another_folds(web: Web, engine: Engine, act: str) -> None:
+    """A parked event that is queued and folded between the look at it and the act is left as it then is."""
+    park(engine, odd("evt_1"))
+
+    with folded_by_another(web, engine, QUEUED_BY_ANOTHER):
+        refused = post(web, f"/v1/events/evt_1/{act}", ACTS[act])
+
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:payfold:problem:conflict")
+    assert ledger.rows(engine, LEFT_ALONE) == [{"pending": 0, "inbox": 1}]
+
+
+@pytest.mark.parametrize("state", ["parked", "pending"])
+def test_matching_events_that_another_folds(web: Web, engine: Engine, state: str) -> None:
+    """Events that are folded between their count and the act are none of those that were confirmed: none is queued."""
+    park(engine, odd("evt_1"), odd("evt_2"))
+    if state == "pending":
+        ledger.execute(engine, QUEUED_BY_ANOTHER)
+
+    with folded_by_another(web, engine, HELD if state == "pending" else QUEUED_BY_ANOTHER):
+        refused = post(web, "/v1/events/retry", state=state, confirm=2, until=2)
+
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:payfold:problem:count_differs")
+    assert (refused.json()["count"], refused.json()["until"]) == (0, 2)
+    assert ledger.rows(engine, LEFT_ALONE) == [{"pending": 0, "inbox": 2}]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api import trace
 from api.reads import OrderFilters
-from schemas import database, event_filters, feed, lookup, summary, tables
+from schemas import database, event_filters, feed, lookup, parked, summary, tables
 from schemas.event_filters import EventFilters, EventPage, Position
 from worker.folding import order_refunds
 from worker.folding.rows import load_rows
@@ -356,6 +356,48 @@ def test_a_page_of_events_looks_at_a_bounded_part_of_them(engine: Engine, world:
         assert (after is None) == (page == ROWS // 1_000)
 
     assert seen == [7]
+
+
+@pytest.mark.parametrize("state", ["parked", "pending"])
+def test_a_page_of_events_that_wait_looks_at_a_bounded_part_of_them(engine: Engine, state: str) -> None:
+    """Where most events are parked or pending, the newest are found without looking at the others."""
+    fill(engine, _LONG_INBOX)
+    with database.transaction(engine) as connection:
+        connection.execute(text(_MOST_WAIT[state]))
+        connection.execute(text("ANALYZE"))
+    seen: list[int] = []
+    after: Position | None = None
+    for _ in range(3):
+        found, read = _page_and_rows_read(engine, EventFilters(state=state, type="customer.*"), after)
+        # Those of the index are counted until there are too many, and of each event the outcome is read, too.
+        assert read < ROWS_READ_MAX * 4
+        seen += [row["seq"] for row in found.rows]
+        after = found.following
+
+    # The last of all is of another type.
+    assert seen == list(range(ROWS - 1, ROWS - 64, -1))
+
+
+def test_the_groups_of_parked_events_look_at_a_bounded_part_of_them(engine: Engine) -> None:
+    """Of many parked events a bounded number is looked at, also where all of them are to be folded again."""
+    fill(engine, _LONG_INBOX)
+    with database.transaction(engine) as connection:
+        connection.execute(text(_MOST_WAIT["parked"]))
+        connection.execute(text("INSERT INTO pending (seq, again) SELECT seq, true FROM outcomes"))
+        connection.execute(text("ANALYZE"))
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        scanned_before, read_before = cursor.execute(_ROWS_READ).fetchall()[0]
+        found = parked.groups(connection, events_max=500)
+        scanned, read = cursor.execute(_ROWS_READ).fetchall()[0]
+
+    assert (found.groups, found.is_cut, scanned) == ([], True, scanned_before)
+    assert read - read_before < ROWS_READ_MAX * 2
+
+
+_MOST_WAIT: Final = {
+    "parked": "UPDATE outcomes SET state = 'parked', cause = 'row_refused'",
+    "pending": "WITH gone AS (DELETE FROM outcomes RETURNING seq) INSERT INTO pending (seq) SELECT seq FROM gone",
+}
 
 
 def _page_and_rows_read(engine: Engine, filters: EventFilters, after: Position | None) -> tuple[EventPage, int]:

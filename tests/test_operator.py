@@ -121,6 +121,10 @@ def test_ignore_an_event_that_is_not_parked(engine: Engine, database_url: str) -
     ledger.fold(engine)
     ignored = parked_for_good(engine)
     retry.ignore(engine, ignored, reason="", now=NOW)
+    with pytest.raises(ConflictError, match="is folded"):
+        retry.ignore(engine, account.events[0].id, reason="", now=NOW)
+    # Nor can one that waits to be folded again.
+    ledger.execute(engine, "INSERT INTO pending (seq, again) SELECT seq, true FROM outcomes WHERE state = 'folded'")
     before = run(engine, "SELECT * FROM events")
 
     ran = payfold("events", "ignore", account.events[0].id, DATABASE_URL=database_url)

@@ -192,6 +192,35 @@ def test_a_failure_is_kept(web: Web, engine: Engine, celery: Celery) -> None:
     assert [each["id"] for each in web.get(f"{PATH}?state=failed").json()["data"]] == [second, first]
 
 
+def test_one_that_no_worker_takes(web: Web, engine: Engine, celery: Celery) -> None:
+    """What waited for an hour is failed for all who look: it is shown so, not begun any more, and another is let in."""
+    first = ask(web).json()["id"]
+    aged(engine, "59 minutes")
+    assert shown(web, first)["state"] == "waiting"
+    assert ask(web).status_code == 409
+
+    aged(engine, "1 hour")
+    given_up = shown(web, first)
+    assert (given_up["state"], given_up["failure"], given_up["started_at"]) == ("failed", "not_taken", None)
+    assert given_up["detail"] == "No worker took it within 60 minutes: check that one runs."
+    assert given_up["finished_at"] is not None
+    assert [each["id"] for each in web.get(f"{PATH}?state=failed").json()["data"]] == [first]
+    assert web.get(f"{PATH}?state=waiting").json()["data"] == []
+
+    second = ask(web).json()["id"]
+    assert shown(web, first) == given_up
+    aged(engine, "1 hour")
+    assert celery.tasks[broker.RECONCILE_ASKED]() == 0
+    assert [each["state"] for each in web.get(PATH).json()["data"]] == ["failed", "failed"]
+    assert shown(web, second)["failure"] == "not_taken"
+
+
+def aged(engine: Engine, interval: str) -> None:
+    """Let what waits have been asked for so long ago."""
+    statement = "UPDATE reconciliation_requests SET asked_at = now() - CAST(:since AS interval) WHERE state = 'waiting'"
+    ledger.execute(engine, statement, since=interval)
+
+
 @contextmanager
 def held(web: Web) -> Iterator[None]:
     """Hold a table that a reconciliation reads, so that it waits."""

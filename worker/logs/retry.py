@@ -92,7 +92,7 @@ def ignore(
     """Ignore the event *event_id*, which is parked or pending, from now on, and return its outcome.
 
     Raises:
-        ConflictError: it is neither, so rows of the tables depend on it.
+        ConflictError: it is neither, or was folded before, so rows of the tables depend on it; or a worker folds it.
     """
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         found = event_acts.find(connection, event_id, account=account, livemode=livemode)

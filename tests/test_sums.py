@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
@@ -206,7 +205,7 @@ def test_wrong_sums_are_reported_and_corrected(engine: Engine, database_url: str
 
 def test_a_database_with_a_history(engine: Engine, database_url: str) -> None:
     """A release that brings the sums sums the rows that there are, and the release before it may go on writing rows."""
-    downgraded(engine, "0015")
+    ledger.downgrade(engine, "0015")
     ledger.take_in(engine, *histories.bodies_of(5), account="acct_1")
     assert migrate.upgrade(database_url)[0] == "0016"
 
@@ -265,14 +264,6 @@ class OwnedByAnother(Postgres):
         return f"{super()._roles()}CREATE ROLE clerk\nGRANT clerk TO payfold\n"
 
 
-def downgraded(engine: Engine, revision: str) -> None:
-    """Migrate down to *revision*."""
-    config = migrate._config()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
-
-
 def test_a_role_that_owns_no_table(tmp_path: Path, postgres_bin: Path | None) -> None:
     """A role with rights on the older tables alone goes on folding after the migration, and misuses no function."""
     with ExitStack() as stack:
@@ -281,7 +272,7 @@ def test_a_role_that_owns_no_table(tmp_path: Path, postgres_bin: Path | None) ->
         owner, clerk = database.engine(server.url), database.engine(f"{server.url}?options=-crole%3Dclerk")
         stack.callback(owner.dispose)
         stack.callback(clerk.dispose)
-        downgraded(owner, "0016")
+        ledger.downgrade(owner, "0016")
         for right in ("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES"):
             ledger.execute(owner, f"GRANT {right} IN SCHEMA public TO clerk")
         ledger.execute(owner, "GRANT CREATE ON SCHEMA public TO clerk")

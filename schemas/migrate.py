@@ -6,8 +6,8 @@ Note [Large indexes are built ahead]
     An index that is built in a transaction keeps writers away until the end of that transaction, for minutes where the
     table is large, and dropping one keeps everyone away, also while it waits for a backup. So a migration may name in
     ``BUILT`` the indexes to build before it, and in ``DROPPED`` those to drop then, both concurrently: deliveries and
-    folding go on, and these wait for older transactions. The migrations before it are committed by then. A build that
-    was interrupted leaves an invalid index, which the next run replaces; indexes that are complete stay.
+    folding go on, and these wait for older transactions, however long they take. The migrations before it are committed
+    by then. A build that was interrupted leaves an invalid index, which the next run replaces; complete ones stay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def upgrade(database_url: str) -> list[str]:
 
 
 def _parts(revisions: Iterable[str]) -> list[list[str]]:
-    """Return *revisions* in parts, each of which begins with one that builds indexes ahead, except perhaps the first."""
+    """Return *revisions* in parts: all but the first begin with one that builds indexes ahead."""
     parts: list[list[str]] = []
     for revision in revisions:
         if not parts or _ahead_of(revision) != _NOTHING:

@@ -11,9 +11,7 @@ branch_labels = None
 depends_on = None
 
 BUILT = {
-    "orders_amount": (
-        "ON orders (currency, amount_total, (COALESCE(created, '-infinity'::timestamp with time zone)))"
-    ),
+    "orders_amount": "ON orders (currency, amount_total, (COALESCE(created, '-infinity'::timestamp with time zone)))",
     "customers_email": "ON customers (lower(email)) WHERE email IS NOT NULL",
     "invoices_number": "ON invoices (number) WHERE number IS NOT NULL",
     "credit_notes_number": "ON credit_notes (number) WHERE number IS NOT NULL",

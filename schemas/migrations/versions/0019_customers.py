@@ -11,9 +11,7 @@ branch_labels = None
 depends_on = None
 
 BUILT = {
-    "customers_newest": (
-        "ON customers ((COALESCE(created, '-infinity'::timestamp with time zone)) DESC, id DESC)"
-    ),
+    "customers_newest": "ON customers ((COALESCE(created, '-infinity'::timestamp with time zone)) DESC, id DESC)",
 }
 
 

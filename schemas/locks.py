@@ -16,6 +16,8 @@ from schemas.events import Key
 
 # A schema to migrate may not exist yet, so this lock has one number for all. It is ours to choose and means nothing.
 _MIGRATION: Final = 7_041_776_001
+_UPGRADE: Final = 7_041_776_002
+_UPGRADE_POLL_SECONDS: Final = 0.2
 
 
 def _number(name: str) -> str:
@@ -32,6 +34,21 @@ _OBJECT: Final = _number("key")
 def keep_others_from_migrating(cursor: Cursor) -> None:
     """Wait for other releases that migrate, then keep others from it until this transaction ends."""
     cursor.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
+
+
+def keep_others_from_upgrading(cursor: Cursor) -> None:
+    """Wait for others that bring the schema to this release, then keep others from it until this transaction ends.
+
+    A statement that waits would hold a snapshot, and an index that is built concurrently waits for older snapshots. So
+    would one with parameters, until the next one.
+    """
+    cursor.execute(_TRY_UPGRADE)
+    while cursor.fetchone() != (True,):
+        time.sleep(_UPGRADE_POLL_SECONDS)
+        cursor.execute(_TRY_UPGRADE)
+
+
+_TRY_UPGRADE: Final = f"SELECT pg_try_advisory_xact_lock({_UPGRADE})"
 
 
 def keep_others_from_making_partitions(cursor: Cursor) -> None:

@@ -1,13 +1,21 @@
 """Brings the schema to this release, and checks whether it is there.
 
 Old code must run on the new schema. So a migration only adds, and a later release drops what is no longer used.
+
+Note [Large indexes are built ahead]
+    An index that is built in a transaction keeps writers away until the end of that transaction, for minutes where the
+    table is large, and dropping one keeps everyone away, also while it waits for a backup. So a migration may name in
+    ``BUILT`` the indexes to build before it, and in ``DROPPED`` those to drop then, both concurrently: deliveries and
+    folding go on, and these wait for older transactions, however long they take. The migrations before it are committed
+    by then. A build that was interrupted leaves an invalid index, which the next run replaces; complete ones stay.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, text
 
 from schemas import database, locks
 
@@ -48,21 +56,87 @@ def pending_after(current: tuple[str, ...]) -> tuple[str, ...]:
 def upgrade(database_url: str) -> list[str]:
     """Apply what is pending at *database_url* and return the revisions applied, oldest first.
 
+    If it fails, the migrations up to the last that builds indexes ahead may have been applied.
+
     Raises:
         DatabaseAway: PostgreSQL does not answer.
     """
     engine = database.engine(database_url)
     try:
-        with database.transaction(engine) as connection:
-            with database.cursor(connection) as cursor:
-                locks.keep_others_from_migrating(cursor)
-            applied = pending(connection)
-            if applied:
-                from alembic import command
-
-                config = _config()
-                config.attributes["connection"] = connection
-                command.upgrade(config, "heads")
+        with database.transaction(engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+            locks.keep_others_from_upgrading(cursor)
+            # In a transaction of its own: a query with parameters keeps its snapshot after its end, until the next one.
+            with database.transaction(engine) as reading:
+                applied = pending(reading)
+            for part in _parts(applied):
+                _build_ahead(engine, part[0])
+                _apply(engine, part[-1])
             return applied
     finally:
         engine.dispose()
+
+
+def _parts(revisions: Iterable[str]) -> list[list[str]]:
+    """Return *revisions* in parts: all but the first begin with one that builds indexes ahead."""
+    parts: list[list[str]] = []
+    for revision in revisions:
+        if not parts or _ahead_of(revision) != _NOTHING:
+            parts.append([])
+        parts[-1].append(revision)
+    return parts
+
+
+class _Ahead(NamedTuple):
+    """Indexes to build, by name the rest of the statement, and the names of those to drop then."""
+
+    built: Mapping[str, str]
+    dropped: Sequence[str]
+
+
+_NOTHING: Final = _Ahead({}, ())
+
+
+@cache
+def _ahead_of(revision: str) -> _Ahead:
+    from alembic.script import ScriptDirectory
+
+    module = ScriptDirectory.from_config(_config()).get_revision(revision).module
+    return _Ahead(getattr(module, "BUILT", {}), getattr(module, "DROPPED", ()))
+
+
+def _build_ahead(engine: Engine, revision: str) -> None:
+    """Do what is to be done before *revision*; see Note [Large indexes are built ahead]."""
+    ahead = _ahead_of(revision)
+    with database.transaction(engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
+        for name, definition in ahead.built.items():
+            _build(connection, name, definition)
+        for name in ahead.dropped:
+            _drop(connection, name)
+
+
+def _build(connection: Connection, name: str, definition: str) -> None:
+    """Build an index, unless it is there already and complete."""
+    is_valid = connection.execute(
+        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": name}
+    ).scalar()
+    if is_valid:
+        return
+    _drop(connection, name)
+    connection.exec_driver_sql(f"CREATE INDEX CONCURRENTLY {name} {definition}")
+
+
+def _drop(connection: Connection, name: str) -> None:
+    connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+
+
+def _apply(engine: Engine, revision: str) -> None:
+    """Apply what is pending up to *revision*, in one transaction."""
+    from alembic import command
+
+    with database.transaction(engine) as connection:
+        with database.cursor(connection) as cursor:
+            # A release without parts waits for this one.
+            locks.keep_others_from_migrating(cursor)
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)

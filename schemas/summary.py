@@ -4,7 +4,8 @@ Note [Sums follow the rows]
     A summary has to cost the same however long the history is, so it reads sums by the hour. They are kept by triggers
     on ``orders``, ``refunds`` and ``disputes``: each statement that writes rows also writes the difference that it
     makes to the sums, in its own transaction. So the sums are right in every snapshot, by any writer of the rows: a
-    fold, a swap, a rename, the release before this one during a deployment, a person with psql.
+    fold, a swap, a rename, the release before this one during a deployment, a person with psql. The triggers
+    run as the owner of their functions, so none of them needs a right on the tables of the sums.
 
     A batch must not wait for another that changes the same hour. So a trigger only appends rows of differences to
     ``hourly_deltas`` and ``link_deltas``, and a reader adds these to the sums. About every twentieth statement adds

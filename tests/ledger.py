@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from itertools import combinations, pairwise, permutations
 from typing import Any
 
+from alembic import command
 from sqlalchemy import Engine, insert, text
 
-from schemas import database, events, inbox, own_events, tables
+from schemas import database, events, inbox, migrate, own_events, tables
 from schemas.inbox import Delivery
 from worker.folding import projection
 from worker.folds.facts import Row, Subject
@@ -111,6 +112,14 @@ def anomalies(engine: Engine) -> list[str]:
     """Return the kinds of the anomalies in force."""
     found = rows(engine, "SELECT kind FROM anomalies WHERE resolved_at IS NULL ORDER BY kind")
     return [row["kind"] for row in found]
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Migrate down to *revision*."""
+    config = migrate._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
 
 
 def clear(engine: Engine) -> None:

@@ -389,6 +389,9 @@ def test_grants(deployment: Deployment) -> None:
     for statement in (
         "REVOKE INSERT, UPDATE ON orders FROM payfold",
         "REVOKE SELECT ON events FROM payfold",
+        # Triggers alone write the sums, as the owner.
+        "REVOKE INSERT, UPDATE, DELETE ON hourly_sums, link_sums FROM payfold",
+        "REVOKE UPDATE, DELETE ON hourly_deltas, link_deltas FROM payfold",
         "REVOKE USAGE ON SEQUENCE inbox_seq_seq FROM payfold",
         "REVOKE CREATE ON SCHEMA public FROM pg_database_owner",
         f"REVOKE CREATE ON DATABASE {name} FROM payfold",

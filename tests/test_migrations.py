@@ -1,15 +1,17 @@
 """The migrations make the schema that the models declare, once, and report whether it is made."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
 
 from schemas import database, migrate, tables
+from tests import histories, ledger, waiting
 from tests.command import payfold
 
 
@@ -139,6 +141,28 @@ def test_two_at_once(empty_url: str) -> None:
     assert sorted(map(len, applied)) == [0, 0, 0, len(max(applied))]
 
 
+def test_a_backup_is_under_way(engine: Engine, database_url: str) -> None:
+    """Large indexes are made while others read and deliveries are recorded; what was begun before is completed."""
+    ledger.downgrade(engine, "0015")
+    ledger.record(engine, [ledger.delivery(body) for body in histories.bodies_of(5)])
+    with pytest.raises(IntegrityError), engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        # Of an attempt that was interrupted: it leaves an invalid index.
+        connection.execute(text("CREATE UNIQUE INDEX CONCURRENTLY inbox_source ON inbox (livemode)"))
+
+    with ThreadPoolExecutor(1) as upgrading:
+        with database.transaction(engine) as backup, database.cursor(backup) as cursor:
+            database.take_snapshot(cursor)
+            cursor.execute("SELECT count(*) FROM inbox")
+            applied = upgrading.submit(migrate.upgrade, database_url)
+            waiting.until_locked(engine, kind="virtualxid")
+            ledger.record(engine, [ledger.delivery(body) for body in histories.bodies_of(6)])
+            assert not applied.done()
+        assert applied.result()[0] == "0016"
+
+    test_models_are_migrations(engine)
+    assert ledger.rows(engine, "SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid") == []
+
+
 def test_newer_schema(engine: Engine, database_url: str) -> None:
     """Old code runs on a schema that a newer release has migrated, and leaves it as it is."""
     with database.transaction(engine) as connection:
@@ -151,10 +175,7 @@ def test_newer_schema(engine: Engine, database_url: str) -> None:
 
 def test_down_and_up(engine: Engine, database_url: str) -> None:
     """In a database without events, migrating down removes every table, and migrating up makes them again."""
-    config = migrate._config()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+    ledger.downgrade(engine, "base")
     inspector = inspect(engine)
     assert (inspector.get_table_names(), inspector.get_view_names()) == (["alembic_version"], [])
 

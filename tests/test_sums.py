@@ -3,16 +3,19 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
 
-from schemas import database, migrate
+from deploy.local.postgres import Postgres
+from schemas import database, migrate, tables
 from tests import histories, ledger
 from tests.command import payfold
 from worker.folding.claim import queue_outdated
@@ -202,10 +205,7 @@ def test_wrong_sums_are_reported_and_corrected(engine: Engine, database_url: str
 
 def test_a_database_with_a_history(engine: Engine, database_url: str) -> None:
     """A release that brings the sums sums the rows that there are, and the release before it may go on writing rows."""
-    config = migrate._config()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0015")
+    ledger.downgrade(engine, "0015")
     ledger.take_in(engine, *histories.bodies_of(5), account="acct_1")
     assert migrate.upgrade(database_url)[0] == "0016"
 
@@ -255,3 +255,68 @@ def test_who_adds_deltas_waits_for_no_one(engine: Engine) -> None:
     require_sums(engine)
     assert ledger.rows(engine, "SELECT counted, amount FROM hourly_sums") == [{"counted": 119, "amount": 595}]
     assert ledger.rows(engine, "SELECT FROM hourly_deltas") == []
+
+
+class OwnedByAnother(Postgres):
+    """A server where our role may act as ``clerk``, which owns nothing."""
+
+    def _roles(self) -> str:
+        return f"{super()._roles()}CREATE ROLE clerk\nGRANT clerk TO payfold\n"
+
+
+def test_a_role_that_owns_no_table(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """A role with rights on the older tables alone goes on folding after the migration, and misuses no function."""
+    with ExitStack() as stack:
+        server = stack.enter_context(OwnedByAnother(tmp_path, durable=False, postgres_bin=postgres_bin))
+        migrate.upgrade(server.url)
+        owner, clerk = database.engine(server.url), database.engine(f"{server.url}?options=-crole%3Dclerk")
+        stack.callback(owner.dispose)
+        stack.callback(clerk.dispose)
+        ledger.downgrade(owner, "0016")
+        for right in ("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES"):
+            ledger.execute(owner, f"GRANT {right} IN SCHEMA public TO clerk")
+        ledger.execute(owner, "GRANT CREATE ON SCHEMA public TO clerk")
+        ledger.take_in(clerk, *histories.bodies_of(5))
+        migrate.upgrade(server.url)
+
+        ledger.take_in(clerk, *histories.bodies_of(6))
+        # What a search path, or a better fit of arguments, would find before our tables and PostgreSQL's functions.
+        for statement in (
+            "CREATE FUNCTION hashtextextended(text, integer) RETURNS bigint LANGUAGE sql RETURN 1 / 0",
+            "CREATE TEMPORARY TABLE hourly_deltas (n integer)",
+            "DO $$ BEGIN FOR n IN 1..400 LOOP UPDATE orders SET amount_total = amount_total + 1; END LOOP; END $$",
+        ):
+            ledger.execute(clerk, statement)
+        ledger.execute(clerk, "UPDATE orders SET payment_link = 'plink_7'")
+
+        require_sums(owner)
+        assert hourly_sums(owner)
+        for statement in (
+            "SELECT merge_sums()",
+            "CREATE TABLE hoard (); CREATE TRIGGER t AFTER TRUNCATE ON hoard EXECUTE FUNCTION sum_orders()",
+        ):
+            with pytest.raises(ProgrammingError, match="permission denied for function"):
+                ledger.execute(clerk, statement)
+
+
+def test_published_tables(engine: Engine) -> None:
+    """Where a publication has every table, rows are folded, summed, renamed and rebuilt as without it."""
+    names = ", ".join(tables.metadata.tables)
+    ledger.execute(engine, f"CREATE PUBLICATION published FOR TABLE {names}")
+
+    for seed in (5, 6):
+        ledger.take_in(engine, *histories.bodies_of(seed))
+        merge(engine)
+    renaming.rename(engine, "", "acct_1", now=NOW)
+    ledger.fold(engine)
+    merge(engine)
+    ledger.execute(engine, "DELETE FROM orders; DELETE FROM refunds")
+    merge(engine)
+    with rebuilt(engine) as made:
+        swap.swap(made)
+    merge(engine)
+    ledger.execute(engine, "TRUNCATE orders, refunds, disputes")
+
+    require_sums(engine)
+    for table in tables.metadata.tables:
+        ledger.execute(engine, f"DELETE FROM {table}")  # noqa: S608 - our own names

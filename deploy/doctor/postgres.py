@@ -194,7 +194,8 @@ WITH ours AS (
 )
 SELECT quote_ident(relname), kind, array_agg(right_name) FROM ours
 JOIN wanted ON kind = CASE relkind WHEN 'v' THEN 'v' ELSE 'r' END
-WHERE relkind IN ('r', 'p', 'v') AND (relname <> 'alembic_version' OR right_name = 'SELECT')
+WHERE relkind IN ('r', 'p', 'v') AND (relname <> ALL (%(read)s::text[]) OR right_name = 'SELECT')
+    AND (relname <> ALL (%(added_to)s::text[]) OR right_name IN ('SELECT', 'INSERT'))
     AND NOT has_table_privilege(oid, right_name)
 GROUP BY relname, kind
 UNION ALL
@@ -210,13 +211,17 @@ SELECT coalesce(
     (SELECT pg_has_role(relowner, 'USAGE') FROM pg_class
      WHERE relnamespace = current_schema()::regnamespace AND relname = 'payloads'), true)
 """
+# Triggers write these as the owner. A swap that corrects sums is the one other who adds to them.
+_SUMS: Final = [str(table.name) for table in (tables.hourly_sums, tables.link_sums)]
+_DELTAS: Final = [str(table.name) for table in (tables.hourly_deltas, tables.link_deltas)]
 
 
 def _grants(cursor: Cursor) -> Grants:
     role, name, schema, makes_tables, makes_schemas = _one(cursor, _SCHEMA)
     if schema is None:
         return Grants(role, name, None, (), makes_partitions=False, makes_schemas=makes_schemas)
-    cursor.execute(_LACKS, {"names": database.text_array(_relations())})
+    lists = {"names": _relations(), "read": ["alembic_version", *_SUMS], "added_to": _DELTAS}
+    cursor.execute(_LACKS, {name: database.text_array(each) for name, each in lists.items()})
     lacks = tuple(Lack(relation, kind, tuple(rights)) for relation, kind, rights in cursor.fetchall())
     (owns,) = _one(cursor, _OWNS)
     return Grants(role, name, schema, lacks, makes_partitions=makes_tables and owns, makes_schemas=makes_schemas)

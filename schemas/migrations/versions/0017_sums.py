@@ -4,6 +4,7 @@ See Note [Sums follow the rows] in schemas/summary.py.
 """
 
 from alembic import op
+from sqlalchemy import text
 
 revision = "0017"
 down_revision = "0016"
@@ -60,6 +61,11 @@ CREATE TABLE link_deltas (
     amount_paid numeric NOT NULL,
     without_amount bigint NOT NULL
 );
+-- They have no key, and a publication of all tables would refuse every change of a row.
+ALTER TABLE hourly_sums REPLICA IDENTITY FULL;
+ALTER TABLE hourly_deltas REPLICA IDENTITY FULL;
+ALTER TABLE link_sums REPLICA IDENTITY FULL;
+ALTER TABLE link_deltas REPLICA IDENTITY FULL;
 """
 
 _HOURLY = "account, livemode, subject, hour, status, currency, counted, amount, without_amount"
@@ -83,7 +89,7 @@ def _hourly(table: str, rows: _Rows) -> str:
     money = f"coalesce(sum(sign * {amount}::numeric) FILTER (WHERE currency IS NOT NULL), 0)"
     without = f"coalesce(sum(sign) FILTER (WHERE {amount} IS NULL OR currency IS NULL), 0)"
     return f"""
-        INSERT INTO hourly_deltas ({_HOURLY})
+        INSERT INTO {{schema}}.hourly_deltas ({_HOURLY})
         SELECT account, livemode, '{subject}', date_trunc('hour', {time}, 'UTC'), status, currency,
             {counted}, {money}, {without}
         FROM ({_signed(rows, f"account, livemode, {time}, status, currency, {amount}")}) AS r
@@ -101,7 +107,7 @@ def _links(rows: _Rows) -> str:
     values = f"{opened}, {completed}, {paid}, {expired}, {money}, {without}"
     columns = "account, livemode, payment_link, currency, completed_at, status, amount_total"
     return f"""
-        INSERT INTO link_deltas ({_LINKS})
+        INSERT INTO {{schema}}.link_deltas ({_LINKS})
         SELECT account, livemode, payment_link, currency, {values}
         FROM ({_signed(rows, columns)}) AS r
         WHERE payment_link IS NOT NULL
@@ -121,19 +127,23 @@ def _all(table: str, rows: _Rows) -> str:
 
 # The share of the statements that add the deltas to the sums. With fewer a reader has more deltas to add up.
 _MERGING = 0.05
-_LOCKED = "pg_try_advisory_xact_lock(hashtextextended(current_schema() || ' sums', 0))"
+_LOCKED = "pg_try_advisory_xact_lock(hashtextextended({lock}, 0))"
+# Who writes rows need not own the tables, nor have rights on those of the sums, so the functions run as the owner. So
+# that no one makes them call another function, or write another table, by the search path, it has only PostgreSQL's
+# own names, and each of ours has its schema. Triggers fire without a right to call them.
+_AS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
 _MERGE = f"""
-CREATE FUNCTION merge_sums() RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION merge_sums() RETURNS void {_AS_OWNER} AS $$
 BEGIN
-    WITH taken AS (DELETE FROM hourly_deltas RETURNING *)
-    INSERT INTO hourly_sums AS s ({_HOURLY})
+    WITH taken AS (DELETE FROM {{schema}}.hourly_deltas RETURNING *)
+    INSERT INTO {{schema}}.hourly_sums AS s ({_HOURLY})
     SELECT account, livemode, subject, hour, status, currency, sum(counted), sum(amount), sum(without_amount)
     FROM taken GROUP BY account, livemode, subject, hour, status, currency ORDER BY hour, account
     ON CONFLICT (hour, account, livemode, subject, status, currency) DO UPDATE SET
         counted = s.counted + excluded.counted, amount = s.amount + excluded.amount,
         without_amount = s.without_amount + excluded.without_amount;
-    WITH taken AS (DELETE FROM link_deltas RETURNING *)
-    INSERT INTO link_sums AS s ({_LINKS})
+    WITH taken AS (DELETE FROM {{schema}}.link_deltas RETURNING *)
+    INSERT INTO {{schema}}.link_sums AS s ({_LINKS})
     SELECT account, livemode, payment_link, currency, sum(opened), sum(completed), sum(paid), sum(expired),
         sum(amount_paid), sum(without_amount)
     FROM taken GROUP BY account, livemode, payment_link, currency ORDER BY account, livemode, payment_link
@@ -144,15 +154,16 @@ BEGIN
         without_amount = s.without_amount + excluded.without_amount;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION merge_sums() FROM PUBLIC;
 """  # noqa: S608 - our own constants
 
 
 def _function(table: str) -> str:
     """Return the function that every statement on *table* calls."""
     subject = _READ[table][0]
-    links = "DELETE FROM link_sums; DELETE FROM link_deltas;" if table == "orders" else ""
+    links = "DELETE FROM {schema}.link_sums; DELETE FROM {schema}.link_deltas;" if table == "orders" else ""
     return f"""
-CREATE FUNCTION sum_{table}() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION sum_{table}() RETURNS trigger {_AS_OWNER} AS $$
 BEGIN
     -- INSERT with ON CONFLICT fires for inserts and for updates, and most statements have only one of them.
     IF TG_OP = 'INSERT' THEN
@@ -165,16 +176,17 @@ BEGIN
         {_all(table, {"old_rows": -1})}
     ELSE
         PERFORM {_LOCKED.replace("try_", "")};
-        DELETE FROM hourly_sums WHERE subject = '{subject}';
-        DELETE FROM hourly_deltas WHERE subject = '{subject}';
+        DELETE FROM {{schema}}.hourly_sums WHERE subject = '{subject}';
+        DELETE FROM {{schema}}.hourly_deltas WHERE subject = '{subject}';
         {links}
     END IF;
     IF random() < {_MERGING} AND {_LOCKED} THEN
-        PERFORM merge_sums();
+        PERFORM {{schema}}.merge_sums();
     END IF;
     RETURN NULL;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION sum_{table}() FROM PUBLIC;
 CREATE TRIGGER {table}_inserted AFTER INSERT ON {table} REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION sum_{table}();
 CREATE TRIGGER {table}_updated AFTER UPDATE ON {table} REFERENCING NEW TABLE AS new_rows OLD TABLE AS old_rows
@@ -199,11 +211,13 @@ def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     # Waits until no one folds: a batch locks these tables in any order, so that the two could wait for each other.
     op.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' fold', 0))")
-    op.execute(_TABLES + _MERGE)
+    named = "SELECT quote_ident(current_schema()), quote_literal(current_schema() || ' sums')"
+    schema, lock = op.get_bind().execute(text(named)).one()
+    op.execute(_TABLES + _MERGE.format(schema=schema))
     for table in _READ:
-        op.execute(_function(table))
+        op.execute(_function(table).format(schema=schema, lock=lock))
     for table in _READ:
-        op.execute(_all(table, {table: 1}))
+        op.execute(_all(table, {table: 1}).format(schema=schema))
     op.execute("SELECT merge_sums()")
 
 

@@ -30,6 +30,7 @@ from deploy.commands import (
     rebuild,
     reconcile,
     replay,
+    roles,
     sessions,
     status,
     summary,
@@ -63,6 +64,7 @@ _GROUPS: Final = {
     "gaps": gaps,
     "accounts": accounts,
     "endpoints": endpoints,
+    "roles": roles,
     "tokens": tokens,
 }
 for name, group in _GROUPS.items():

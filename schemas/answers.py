@@ -644,7 +644,7 @@ class Explanation(Answer):
     @classmethod
     def of(cls, row: Mapping[str, Any], *, personal: bool) -> Self:
         """Return the explanation *row*, without the values of personal columns unless they are to be shown."""
-        hidden = frozenset[str]() if personal else personal_fields(_EXPLAINED[row["table"]])
+        hidden = frozenset[str]() if personal else personal_fields(OF_TABLES[row["table"]])
         shown = {
             **row,
             "row": None if row["row"] is None else {k: v for k, v in row["row"].items() if k not in hidden},
@@ -663,13 +663,23 @@ class Explanation(Answer):
 _IGNORED: Final = "ignored by an operator; the reason is personal data"
 
 
-_EXPLAINED: Final[Mapping[str, type[Shown]]] = {
+OF_TABLES: Final[Mapping[str, type[Answer]]] = {
     "orders": Order,
-    "credit_notes": CreditNote,
+    "order_book": Order,
+    "order_lines": OrderLine,
     "payment_links": PaymentLink,
     "customers": Customer,
+    "invoices": Invoice,
+    "credit_notes": CreditNote,
+    "credit_note_lines": CreditNoteLine,
+    "refunds": Refund,
+    "disputes": Dispute,
+    "balance_changes": BalanceChange,
+    "balance_transactions": BalanceTransaction,
+    "portal_configurations": PortalConfiguration,
+    "portal_sessions": PortalSession,
 }
-"""The answer that declares which columns of a table are personal data."""
+"""By table or view, the answer that declares which of its columns are personal data; other tables have none."""
 
 
 class FoundOrder(Answer):

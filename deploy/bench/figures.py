@@ -20,7 +20,6 @@ from deploy.bench import apart, events, limits, load
 from deploy.bench.errors import BenchError
 from deploy.bench.report import Figure, Run, Target
 from deploy.bench.stand import PLAIN, READY_SECONDS_MAX, Site, Stand
-from deploy.local.ports import LOOPBACK
 from deploy.sandbox.account import START
 from schemas import database
 from schemas.stripe_api import StripeApi
@@ -484,33 +483,14 @@ def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
     ids = stand.column("SELECT id FROM orders TABLESAMPLE BERNOULLI (50) LIMIT 5000")
     chance = random.Random(SEED)  # noqa: S311 - which orders are read is no secret
     paths = [f"/v1/orders/{quote(chance.choice(ids))}" for _ in range(sizes.reads)]
-    _read(stand, [*paths[:20], LIST_PATH])
-    orders = [_read(stand, paths) for _ in range(sizes.runs)]
-    pages = [_read(stand, [LIST_PATH] * sizes.reads) for _ in range(sizes.runs)]
+    stand.seconds_to_read([*paths[:20], LIST_PATH])
+    orders = [stand.seconds_to_read(paths) for _ in range(sizes.runs)]
+    pages = [stand.seconds_to_read([LIST_PATH] * sizes.reads) for _ in range(sizes.runs)]
     found = [
         *_latencies("read_order", f"/v1/orders/{{id}}, {count:,} events", orders, (READ_ONE, READ_ONE)),
         *_latencies("read_list", f"{LIST_PATH}, {count:,} events", pages, (READ_LIST, READ_LIST)),
     ]
     return [figure for figure in found if figure.name.endswith("_p99")]
-
-
-def _read(stand: Stand, paths: Sequence[str]) -> list[float]:
-    """Return the seconds that each of *paths* took, one after the other on one connection."""
-    connection = http.client.HTTPConnection(LOOPBACK, stand.port, timeout=30)
-    headers = {"Authorization": f"Bearer {stand.token}"}
-    taken = []
-    try:
-        for path in paths:
-            started = time.monotonic()
-            connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            answer.read()
-            taken.append(time.monotonic() - started)
-            if answer.status != http.client.OK:
-                raise BenchError(f"{path} was answered with {answer.status}.")
-    finally:
-        connection.close()
-    return taken
 
 
 # Passes of the clock.

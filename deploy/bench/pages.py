@@ -1,7 +1,6 @@
 """How long each page and each route that reads takes, and what the web process takes more of memory after them."""
 
 import http.client
-import time
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Final
@@ -54,10 +53,11 @@ def pages(stand: Stand) -> list[Figure]:
     count = stand.one("SELECT count(*) FROM inbox")
     ids = {name: stand.column(query) for name, query in _IDS.items()}
     cookie = _cookie(stand)
-    _ask(stand, cookie, [each for path in (*_PAGES, *_ROUTES) for each in _filled(path, ids)[:WARM_UP]])
+    warm = [each for path in (*_PAGES, *_ROUTES) for each in _filled(path, ids)[:WARM_UP]]
+    stand.seconds_to_read(warm, cookie=cookie)
     before = apart.pss_bytes(stand.pids("web")) if apart.IS_LINUX else None
     asked = {path: each for path in (*_PAGES, *_ROUTES) if (each := _filled(path, ids))}
-    taken = {path: quantiles(_ask(stand, cookie, each), n=20)[-1] for path, each in asked.items()}
+    taken = {path: quantiles(stand.seconds_to_read(each, cookie=cookie), n=20)[-1] for path, each in asked.items()}
     worst = max(taken, key=lambda path: taken[path])
     found = Figure(
         name="pages",
@@ -102,22 +102,3 @@ def _cookie(stand: Stand) -> str:
     if given is None:
         raise BenchError(f"the login was answered with {answer.status}.")
     return given.partition(";")[0]
-
-
-def _ask(stand: Stand, cookie: str, paths: Sequence[str]) -> list[float]:
-    """Return the seconds that each of *paths* took, one after the other on one connection."""
-    connection = http.client.HTTPConnection(LOOPBACK, stand.port, timeout=60)
-    headers = {"Authorization": f"Bearer {stand.token}", "Cookie": cookie}
-    taken = []
-    try:
-        for path in paths:
-            started = time.monotonic()
-            connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            answer.read()
-            taken.append(time.monotonic() - started)
-            if answer.status != http.client.OK:
-                raise BenchError(f"{path} was answered with {answer.status}.")
-    finally:
-        connection.close()
-    return taken

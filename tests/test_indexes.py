@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Row, Select, Table, select, text
 
 from api import trace
 from api.reads import OrderFilters
-from schemas import database, event_filters, feed, lookup, parked, summary, tables
+from schemas import accounts, database, event_filters, feed, lookup, parked, summary, tables
 from schemas.event_filters import EventFilters, EventPage, Position
 from worker.folding import order_refunds
 from worker.folding.rows import load_rows
@@ -398,6 +398,22 @@ _MOST_WAIT: Final = {
     "parked": "UPDATE outcomes SET state = 'parked', cause = 'row_refused'",
     "pending": "WITH gone AS (DELETE FROM outcomes RETURNING seq) INSERT INTO pending (seq) SELECT seq FROM gone",
 }
+
+
+def test_the_worlds_are_found_without_reading_the_inbox(engine: Engine) -> None:
+    """The accounts and modes cost a look at the index each, also a mode of which there is no event."""
+    fill(engine, _LONG_INBOX)
+    with database.transaction(engine) as connection:
+        connection.execute(text("DELETE FROM inbox WHERE NOT livemode"))
+        connection.execute(text("ANALYZE inbox"))
+
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        scanned_before, read_before = cursor.execute(_ROWS_READ).fetchall()[0]
+        found = accounts.worlds(cursor, limit=2)
+        scanned, read = cursor.execute(_ROWS_READ).fetchall()[0]
+
+    assert found == [("acct_0", True), ("acct_1", True)]
+    assert (scanned - scanned_before, read - read_before < 20) == (0, True)
 
 
 def _page_and_rows_read(engine: Engine, filters: EventFilters, after: Position | None) -> tuple[EventPage, int]:

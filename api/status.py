@@ -54,15 +54,15 @@ class StatusReader:
             raise TooSlow
         return reading.result()
 
-    async def latest(self, *, age_max: float, wait_max: float) -> Status | None:
+    async def latest(self, *, age_max: float, wait_max: float, kept_max: float = KEPT_SECONDS_MAX) -> Status | None:
         """Return a status that is at most *age_max* seconds old, after waiting at most *wait_max* seconds.
 
-        If none came by then, return an older one, up to a minute old, else None.
+        If none came by then, return an older one, up to *kept_max* seconds old, else None.
         """
         if self._is_younger(age_max) and self._last is not None and self._last.database != "away":
             return self._last
         await asyncio.wait([self._reading or self._ask()], timeout=wait_max)
-        return self._last if self._is_younger(KEPT_SECONDS_MAX) else None
+        return self._last if self._is_younger(kept_max) else None
 
     def stop(self) -> None:
         """Close the connection after the read that is under way, which ends within its bounds, and begin no other."""

@@ -18,6 +18,8 @@ from worker.folds import STRIPE_TYPES
 
 STATUS_AGE_SECONDS_MAX: Final = 2.0
 """A status this young is shown to all who look at the page, so that many of them cost what one costs."""
+SOON_SECONDS: Final = 0.1
+STATUS_KEPT_SECONDS_MAX: Final = 5.0
 STATUS_SECONDS_MAX: Final = 5.0
 PARKED_EVENTS_MAX: Final = 5_000
 """Parked events, and payloads of them, that are looked at for a page that refreshes; their own page looks at more."""
@@ -37,7 +39,9 @@ router: Final = APIRouter(route_class=PageRoute, include_in_schema=False)
 async def latest_status(request: Request) -> Status | None:
     """Return the status of everything; None where it cannot be known now."""
     reader: StatusReader = request.app.state.status
-    return await reader.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
+    # While a new one is read, one that is little older will do: the page refreshes anyway.
+    found = await reader.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=SOON_SECONDS, kept_max=STATUS_KEPT_SECONDS_MAX)
+    return found or await reader.latest(age_max=STATUS_AGE_SECONDS_MAX, wait_max=STATUS_SECONDS_MAX)
 
 
 LatestStatus = Annotated[Status | None, Depends(latest_status)]

@@ -6,7 +6,7 @@ Each hit leads to its orders: a refund by its charge's payment intent, an invoic
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
@@ -185,7 +185,7 @@ def _parked_with(connection: Connection, text: str, world: Mapping[str, Any]) ->
 def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
     if is_email(text):
         for kind, column in (("order", tables.orders.c.customer_email), ("customer", tables.customers.c.email)):
-            yield _query(kind, column.name, [lookup.has_email(column, text)], world)
+            yield _query(kind, column.name, [lookup.has_email(column, text)], world, rare=True)
     else:
         # A reference may look like an amount, as ORD1001 does.
         if (amount := currencies.read(text)) is not None:
@@ -198,12 +198,18 @@ def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
 
 
 def _query(
-    kind: str, matched: str, wanted: Sequence[ColumnElement[bool]], world: Mapping[str, Any]
-) -> Select[Any]:  # fmt: skip
-    """Return the query of the newest objects of a *kind* that are as *wanted*."""
+    kind: str, matched: str, wanted: Sequence[ColumnElement[bool]], world: Mapping[str, Any], *, rare: bool = False
+) -> Select[Any]:
+    """Return the query of the newest objects of a *kind* that are as *wanted*.
+
+    What is *rare* is found by its own index and then sorted; else PostgreSQL may look through the newest for it.
+    """
     table = _OBJECTS[kind]
     amount = next((table.c[name] for name in tables.MAIN_AMOUNTS if name in table.c), null())
     newest = lookup.NEWEST if table is tables.orders else table.c.as_of if "as_of" in table.c else table.c.created
+    if rare:
+        # No index has this order.
+        newest = cast(newest, DateTime(timezone=True)) + timedelta(0)
     query = (
         select(
             literal(kind).label("kind"),

@@ -1,7 +1,7 @@
 """How the command shows rows: a table to read, or JSON to pass on."""
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -55,6 +55,18 @@ def rows(
         print(_json([{name: row[name] for name in columns} for row in found]))  # noqa: T201 - as above
     else:
         _table(list(found), columns, empty, to)
+
+
+def stream(
+    found: Sequence[Mapping[str, Any]], columns: Sequence[str], form: Format, line: Callable[[Mapping[str, Any]], Text]
+) -> None:
+    """Print some rows of a list that goes on, at once: as JSON, or each as the *line* that a person reads."""
+    if form is Format.NDJSON:
+        rows(found, columns, form, empty="")
+    else:
+        for each in found:
+            out.print(line(each))
+    sys.stdout.flush()
 
 
 def _table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: str, to: Console) -> None:

@@ -1,8 +1,7 @@
 """``payfold changes``: the change feed in a terminal, and the changes that are withheld from it."""
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -77,7 +76,7 @@ def _follow(engine: Engine, after: int, wanted: Selection, form: Format, *, wait
         if form is Format.JSON:
             rows += page.rows
         else:
-            _print(page.rows, form)
+            output.stream(page.rows, _COLUMNS, form, _line)
         if not page.has_more and waits:
             time.sleep(LOOK_SECONDS)
     if form is Format.JSON:
@@ -94,15 +93,6 @@ def _next(
 def _page(engine: Engine, after: int, wanted: Selection, bounds: Bounds) -> FeedPage:
     with database.transaction(engine, bounds) as connection:
         return feed.page(connection, after, PAGE_ROWS, wanted)
-
-
-def _print(rows: Sequence[Mapping[str, Any]], form: Format) -> None:
-    if form is Format.NDJSON:
-        output.rows(rows, _COLUMNS, form, empty="")
-    else:
-        for row in rows:
-            output.out.print(_line(row))
-    sys.stdout.flush()
 
 
 def _line(change: Mapping[str, Any]) -> Text:

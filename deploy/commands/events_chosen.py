@@ -1,6 +1,5 @@
 """The options that choose events, and ``payfold events list``, which may follow what comes."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -159,7 +158,7 @@ def _begin(engine: Engine, filters: EventFilters, limit: int, form: Format) -> F
         state = Following(max(0, last - LATE_SEQS_MAX))
         state.new(list(_after(connection, filters, state.after, [tables.events.c.seq])))
     state.reach(last, time.monotonic())
-    _print(sorted(rows, key=lambda row: int(row["seq"])), form)
+    output.stream(sorted(rows, key=lambda row: int(row["seq"])), _COLUMNS, form, _line)
     return state
 
 
@@ -168,7 +167,7 @@ def _look(engine: Engine, filters: EventFilters, state: Following, form: Format)
     with database.transaction(engine, PAGE_BOUNDS) as connection:
         last = _last(connection)
         found = list(_after(connection, filters, state.after, _columns()))
-    _print(state.new(found), form)
+    output.stream(state.new(found), _COLUMNS, form, _line)
     state.reach(last, time.monotonic())
 
 
@@ -184,15 +183,6 @@ def _after(
     while rows:
         rows = event_filters.following(connection, filters, columns, after=rows[-1]["seq"], limit=PAGE_ROWS)
         yield from rows
-
-
-def _print(rows: Sequence[Mapping[str, Any]], form: Format) -> None:
-    if form is Format.NDJSON:
-        output.rows(rows, _COLUMNS, form, empty="")
-    else:
-        for row in rows:
-            output.out.print(_line(row))
-    sys.stdout.flush()
 
 
 def _line(event: Mapping[str, Any]) -> Text:

@@ -151,6 +151,15 @@ class Raw:
 
     connection: socket.socket
 
+    def answer_until(self, end: bytes) -> bytes:
+        """Return what the server sends until *end* has come, and keep the connection open."""
+        answer = b""
+        while not answer.endswith(end):
+            received = self.connection.recv(65_536)
+            assert received, f"closed after {answer!r}"
+            answer += received
+        return answer
+
     def answer(self) -> bytes:
         """Return everything the server sends until it closes the connection, and close our side."""
         answer = b""

@@ -182,10 +182,10 @@ def test_a_missing_measurement_is_named() -> None:
 
 def test_a_disk_too_small_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """A full run names the disk space that it needs, and an alternative, if there is less."""
-    with pytest.raises(ConflictError, match=r"1,000,000 events need about 9\.6 GB .* and 1\.0 GB are there: .* --keep"):
+    with pytest.raises(ConflictError, match=r"1,000,000 events need about 7\.2 GB .* and 1\.0 GB are there: .* --keep"):
         run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**9)
 
-    assert "9.6 GB" in run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**11)
+    assert "7.2 GB" in run.require_disk(tmp_path, 1_000_000, free=lambda _: 10**11)
 
 
 def test_finished_steps_are_not_done_again(tmp_path: Path) -> None:
@@ -260,6 +260,7 @@ def test_wrong_options_are_named() -> None:
     assert "acks" in payfold("bench", "--only", "nonsense").err
     assert payfold("bench", "--quick", "--full").code == 2
     assert payfold("bench", "--events", "5000").code == 2
+    assert payfold("bench", "--thin").code == 2
 
 
 def test_the_picture_of_growth_shows_the_stored_runs() -> None:

@@ -16,7 +16,7 @@ import redis
 
 from deploy.local.errors import FolderInUse, ServerMissing, UserRefused
 from deploy.local.leftovers import processes_in
-from deploy.local.postgres import RUN_AS_WAYS, Postgres, wal_megabytes
+from deploy.local.postgres import RUN_AS_WAYS, Postgres, cache_megabytes, wal_megabytes
 from deploy.local.server import first_binary
 from deploy.local.services import Services, embedded_services, running_services
 from deploy.local.valkey import Valkey
@@ -345,6 +345,12 @@ def test_user_refused(tmp_path: Path, postgres_bin: Path | None) -> None:
 
     with pytest.raises(UserRefused, match="ordinary user, or set DATABASE_URL"):
         server.start()
+
+
+@pytest.mark.parametrize(("gigabytes", "megabytes"), [(0.5, 128), (1, 128), (4, 512), (24, 2048)])
+def test_pages_are_kept_in_a_share_of_the_memory(gigabytes: float, megabytes: int) -> None:
+    """PostgreSQL keeps pages in an eighth of the memory, in no less than it takes by itself and no more than 2 GB."""
+    assert cache_megabytes(int(gigabytes * 1024**3)) == megabytes
 
 
 @pytest.mark.parametrize(("gigabytes", "megabytes"), [(1, 1024), (16, 1024), (32, 2048), (500, 4096)])

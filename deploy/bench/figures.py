@@ -426,6 +426,22 @@ def replay_of(site: Site, stand: Stand, runs_wanted: int, announce: Announce) ->
     )
 
 
+def replay_into(site: Site, stand: Stand, bodies: Iterator[bytes], count: int) -> Figure:
+    """Measure the replay of a log of *count* new events into what *stand* holds."""
+    log = stand.folder / "fresh.ndjson.zst"
+    with site.stand() as made:
+        events.record(made.engine, islice(bodies, count))
+        apart.payfold(made.environment, "events", "export", "--output", str(log))
+    replayed = apart.payfold(stand.environment, "replay", str(log), "--format", "json")
+    log.unlink()
+    counts = msgspec.json.decode(replayed.out)
+    if counts["new"] != count or counts["pending"]:
+        raise BenchError(f"The replay recorded {counts['new']:,} of {count:,} events and folded not all of them.")
+    return Figure(
+        name="replay", title="replay of a log of new events", unit="/s", runs=(Run(count / replayed.seconds),)
+    )
+
+
 # Idling.
 
 IDLE_PROCESSOR: Final = Target(2, at_least=False)
@@ -471,22 +487,39 @@ def idle(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
 
 READ_ONE: Final = Target(10, at_least=False)
 READ_LIST: Final = Target(30, at_least=False)
+SEARCH: Final = Target(50, at_least=False)
+
+
+# About 5,000 from all over the table, since most of a long history is in no cache.
+_SAMPLE: Final = """
+FROM orders TABLESAMPLE BERNOULLI ((SELECT least(100, 100 * 5000.0 / greatest(count(*), 1)) FROM orders))
+"""
+_SAMPLED_IDS: Final = f"SELECT id {_SAMPLE}"
+_SAMPLED_NAMES: Final = f"""
+SELECT q {_SAMPLE}, unnest(ARRAY[id, payment_intent, upper(customer_email), client_reference_id]) AS q WHERE q <> ''
+"""
 
 
 def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
-    """Measure how long one client waits for an order, and for a filtered page of them."""
+    """Measure how long one client waits for an order, for a filtered page of them, and for a search."""
     announce("reads")
     stand.run("web")
     # The server's own vacuum would do this within a minute of so many changes, but at a time of its own choosing.
     stand.analyze()
     count = _inbox_rows(stand)
-    ids = stand.column("SELECT id FROM orders TABLESAMPLE BERNOULLI (50) LIMIT 5000")
+    ids = stand.column(_SAMPLED_IDS)
     chance = random.Random(SEED)  # noqa: S311 - which orders are read is no secret
     paths = [f"/v1/orders/{quote(chance.choice(ids))}" for _ in range(sizes.reads)]
-    stand.seconds_to_read([*paths[:20], LIST_PATH])
+    names = stand.column(_SAMPLED_NAMES)
+    searches = [f"/v1/search?q={quote(chance.choice(names))}" for _ in range(sizes.reads)]
+    stand.seconds_to_read([*paths[:20], LIST_PATH, *searches[:20]])
     orders = [stand.seconds_to_read(paths) for _ in range(sizes.runs)]
     pages = [stand.seconds_to_read([LIST_PATH] * sizes.reads) for _ in range(sizes.runs)]
+    searched = [stand.seconds_to_read(searches) for _ in range(sizes.runs)]
     found = [
+        *_latencies(
+            "search", f"/v1/search by id, intent, email or reference, {count:,} events", searched, (SEARCH,) * 2
+        ),
         *_latencies("read_order", f"/v1/orders/{{id}}, {count:,} events", orders, (READ_ONE, READ_ONE)),
         *_latencies("read_list", f"{LIST_PATH}, {count:,} events", pages, (READ_LIST, READ_LIST)),
     ]

@@ -33,8 +33,10 @@ TEMPLATE: Final = "payfold"
 """The database that the servers begin with is migrated and left empty: others are copied from it."""
 PREFIX: Final = "bench_"
 READY_SECONDS_MAX: Final = 60
-FOLD_SECONDS_MAX: Final = 7_200
+FOLD_SECONDS_MAX: Final = 14_400
 POLL_SECONDS: Final = 0.01
+POLL_SHARE: Final = 0.001
+"""A long backlog is looked at more seldom, since finding its first row passes over all that are dead."""
 GRACE_SECONDS: Final = 10.0
 
 
@@ -57,6 +59,9 @@ class Site:
                 connection.execute(
                     sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
                 )
+        if known is not None:
+            # An interrupted run may have been of an older version.
+            migrate.upgrade(database.sqlalchemy_url(_at(self.services.database_url, name)))
         try:
             made = Stand(self, _at(self.services.database_url, name), self._broker(), self._broker())
             try:
@@ -248,7 +253,7 @@ class Stand:
             while _first(connection, "SELECT EXISTS (SELECT FROM pending)"):
                 if time.monotonic() - started > FOLD_SECONDS_MAX or not self.runs("worker"):
                     raise BenchError("The worker does not fold what is pending.")
-                time.sleep(POLL_SECONDS)
+                time.sleep(max(POLL_SECONDS, POLL_SHARE * (time.monotonic() - started)))
             return time.monotonic() - started
 
     def one(self, statement: str) -> Any:  # noqa: ANN401 - a value of any type

@@ -28,6 +28,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="One run of each, in less than a minute.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Growth too: an hour, and as much disk as it says.")] = False,
     events: Annotated[int | None, typer.Option(min=1_000, help="How far the inbox grows, with --full.")] = None,
+    thin: Annotated[
+        bool, typer.Option("--thin", help="Leave out the white space of the payloads, which saves disk, with --full.")
+    ] = False,
     keep: Annotated[
         Path | None, typer.Option(help="A folder that keeps what is finished, so that the run can be taken up again.")
     ] = None,
@@ -39,8 +42,8 @@ def bench(
     from deploy.bench import report, run, stand
 
     mode = _mode(quick=quick, full=full)
-    if events is not None and not full:
-        raise ConfigurationError("--events is for --full; other runs have sizes of their own.")
+    if (events is not None or thin) and not full:
+        raise ConfigurationError("--events and --thin are for --full; other runs have sizes of their own.")
     if only is not None and (only not in run.NAMES or (only == "growth" and not full)):
         raise ConfigurationError(f"--only is one of {', '.join(run.NAMES)}, the last with --full alone.")
     count = (events or run.FULL_EVENTS) if full else 0
@@ -48,12 +51,16 @@ def bench(
         try:
             folder = opened.enter_context(_folder(keep))
             if full:
-                err.print(run.require_disk(folder, count))
-            steps = run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count) if keep else run.Steps()
+                err.print(run.require_disk(folder, count, is_thin=thin))
+            steps = (
+                run.Steps.kept_in(folder / "steps.ndjson", mode=mode, count=count, is_thin=thin)
+                if keep
+                else run.Steps()
+            )
             at = opened.enter_context(stand.site(folder))
             opened.callback(signals.end_in_peace)
             opened.enter_context(_log_shown_on_failure(folder / "processes.log"))
-            whole = run.Bench(at, run.QUICK if quick else run.USUAL, steps, _progress(), only or "")
+            whole = run.Bench(at, run.QUICK if quick else run.USUAL, steps, _progress(), only or "", thin)
             found = whole.full(count) if full else whole.usual()
             machine = stand.machine(at)
         except KeyboardInterrupt:

@@ -22,6 +22,10 @@ WAL_MEGABYTES: Final = (1024, 4096)
 """Least and most log to write between two checkpoints; the least is PostgreSQL's default."""
 WAL_SHARE: Final = 16
 """The log may take one part in this many of the disk's free space."""
+CACHE_MEGABYTES: Final = (128, 2048)
+"""Least and most memory for PostgreSQL's own pages (``shared_buffers``); the least is its default."""
+CACHE_SHARE: Final = 8
+"""They may take one part in this many of the memory: half of what a server that runs alone should have."""
 POSTGRES_MAJOR_MIN: Final = 15
 
 
@@ -153,7 +157,7 @@ class Postgres(Server):
             "port": port,
             "unix_socket_directories": "",
             "max_connections": 100,
-            "shared_buffers": "128MB",
+            "shared_buffers": f"{cache_megabytes(_memory_bytes())}MB",
             "max_wal_size": f"{wal_megabytes(shutil.disk_usage(self._working_folder).free)}MB",
             "timezone": "UTC",
             "log_timezone": "UTC",
@@ -211,6 +215,25 @@ def _hand_over(folder: Path, owner: int) -> None:
     for place, _, names in os.walk(folder):
         for path in (place, *(f"{place}/{name}" for name in names)):
             os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def cache_megabytes(memory_bytes: int) -> int:
+    """Return how much memory PostgreSQL keeps pages in, on a machine with *memory_bytes*.
+
+    Ids are random, so with millions of orders each event touches pages all over the indexes.
+    """
+    least, most = CACHE_MEGABYTES
+    return max(least, min(most, memory_bytes // CACHE_SHARE // 1024**2))
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this machine, or what its container may have of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return whole
+    return min(whole, int(limit)) if limit.isdigit() else whole
 
 
 def wal_megabytes(free_bytes: int) -> int:

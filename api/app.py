@@ -148,7 +148,9 @@ class Application:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         settings = self.settings
         _end_in_time()
-        engine = database.engine(settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX)
+        engine = database.engine(
+            settings.postgresql, connections_max=DATABASE_CONNECTIONS_MAX, prepare_after=database.NEVER
+        )
         app.state.engine = reads.bounded(engine, self._read_bounds)
         app.state.redis = broker.redis(settings)
         app.state.feed_watcher = changes.FeedWatcher(app.state.engine)

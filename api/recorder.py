@@ -168,6 +168,7 @@ class Recorder:
                     autocommit=True,
                     **database.connect_options(),
                 )
+                await database.prepare_where_direct(self._connection)
             return await inbox.record_async(self._connection, deliveries)
 
     def _fail(self, batch: Sequence[_Waiting], error: Exception, answer: type[Transient]) -> None:

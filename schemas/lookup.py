@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    BindParameter,
     Boolean,
     Column,
     ColumnElement,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from schemas import tables
+from schemas.database import by_key
 from schemas.errors import ConflictError, NotFoundError
 
 FOUND_MAX: Final = 2
@@ -48,7 +50,8 @@ def by_id(
     """Return the rows of *table*, or of a view, that have the id *key* in the world that is asked for, at most two."""
     modes = [True, False] if livemode is None else [livemode]
     query = query_of(table, of_account=account is not None)
-    return list(connection.execute(query, {"id": key, "modes": modes, "account": account}).mappings())
+    given = {"id": key, "modes": modes, "account": account}
+    return list(by_key(connection, query, given).mappings())
 
 
 @cache
@@ -161,7 +164,7 @@ def created_within(table: Table, since: datetime | None, before: datetime | None
     return found if before is None else [*found, *(moment < before for moment in moments)]
 
 
-def has_email(column: ColumnElement[Any], email: str) -> ColumnElement[bool]:
+def has_email(column: ColumnElement[Any], email: "str | BindParameter[str]") -> ColumnElement[bool]:
     """Return the condition that *column* has *email*, in any case, as its index finds it."""
     return func.lower(column) == func.lower(email)
 

@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
     DateTime,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    bindparam,
     cast,
     func,
     literal,
@@ -31,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.types import TypeEngine
 
-from schemas import currencies, lookup, tables
+from schemas import currencies, database, lookup, tables
 from schemas.answers import FOUND_KINDS, FOUND_ORDERS_MAX
 
 HITS_MAX: Final = 20
@@ -116,14 +119,38 @@ def find(connection: Connection, text: str, *, account: str | None, livemode: bo
     An id, a number or a reference is found as it is written, an email in any case, an amount with its currency, as
     ``49.99 eur``. *account* and *livemode* narrow the search to one world.
     """
-    world = {"account": account, "livemode": livemode}
-    found = union_all(*_queries(text.strip(), world)).subquery()
+    text = text.strip()
+    # A reference may look like an amount, as ORD1001 does.
+    amount = None if is_email(text) else currencies.read(text)
+    query = _finding(
+        is_email=is_email(text),
+        is_amount=amount is not None,
+        of_account=account is not None,
+        of_mode=livemode is not None,
+    )
+    given: dict[str, object] = {"text": text, "account": account, "livemode": livemode}
+    if amount is not None:
+        given |= {"currency": amount.currency, "minor": amount.minor}
+    rows = database.by_key(connection, query, given).mappings().all()
+    return [Hit(**row, orders=_orders_of(connection, dict(row))) for row in rows]
+
+
+@cache
+def _finding(*, is_email: bool, is_amount: bool, of_account: bool, of_mode: bool) -> Select[Any]:
+    """Return the query of the objects that ``text``, or ``minor`` of a ``currency``, names.
+
+    The query is cached, since building it takes longer than running it.
+    """
+    world = {
+        "account": bindparam("account", type_=Text()) if of_account else None,
+        "livemode": bindparam("livemode", type_=Boolean()) if of_mode else None,
+    }
+    found = union_all(*_queries(world, is_email=is_email, is_amount=is_amount)).subquery()
     # An object may be found by several of its columns.
     key = [found.c[name] for name in ("kind", "account", "livemode", "id")]
     once = select(found).ext(distinct_on(*key)).order_by(*key, found.c.matched).subquery()
     order = (once.c.created.desc().nulls_last(), once.c.kind, once.c.id, once.c.account, once.c.livemode)
-    rows = connection.execute(select(once).order_by(*order).limit(HITS_MAX + 1)).mappings().all()
-    return [Hit(**row, orders=_orders_of(connection, dict(row))) for row in rows]
+    return select(once).order_by(*order).limit(HITS_MAX + 1)
 
 
 def in_events(
@@ -182,15 +209,18 @@ def _parked_with(connection: Connection, text: str, world: Mapping[str, Any]) ->
     return list(islice(found, HITS_MAX + 1))
 
 
-def _queries(text: str, world: Mapping[str, Any]) -> Iterator[Select[Any]]:
-    if is_email(text):
+def _queries(world: Mapping[str, Any], *, is_email: bool, is_amount: bool) -> Iterator[Select[Any]]:
+    text = bindparam("text", type_=Text())
+    if is_email:
         for kind, column in (("order", tables.orders.c.customer_email), ("customer", tables.customers.c.email)):
             yield _query(kind, column.name, [lookup.has_email(column, text)], world, rare=True)
     else:
-        # A reference may look like an amount, as ORD1001 does.
-        if (amount := currencies.read(text)) is not None:
+        if is_amount:
             orders = tables.orders.c
-            wanted = [orders.currency == amount.currency, orders.amount_total == amount.minor]
+            wanted = [
+                orders.currency == bindparam("currency", type_=Text()),
+                orders.amount_total == bindparam("minor", type_=BigInteger()),
+            ]
             yield _query("order", "amount_total", wanted, world)
         for kind, table in _OBJECTS.items():
             for name in ("id", *_OTHER_NAMES.get(kind, ())):

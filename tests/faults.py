@@ -1,6 +1,7 @@
 """A worker, and faults of its servers, for the tests that show that it survives them."""
 
 import os
+import re
 import selectors
 import signal
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -159,6 +160,8 @@ class Proxy:
         self._silent: set[socket.socket] = set()
         self.silences_new = False
         """Whether new connections are taken, and get no answer."""
+        self.makes_up_backends = False
+        """Whether it names a server process of its own making to who connects, as a pooler does."""
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._selector.register(self._listening, selectors.EVENT_READ)
@@ -210,6 +213,8 @@ class Proxy:
         if not received:
             self._forget(source, target)
         elif source not in self._silent:
+            if self.makes_up_backends:
+                received = _KEY_DATA.sub(lambda found: found[1] + b"\0\0\0\x01" + found[2], received)
             with suppress(OSError):
                 target.sendall(received)
 
@@ -219,6 +224,10 @@ class Proxy:
             del self._peers[each]
             self._silent.discard(each)
             each.close()
+
+
+# PostgreSQL's BackendKeyData: its length, the number of the server process, and a secret.
+_KEY_DATA: Final = re.compile(rb"(K\0\0\0\x0c).{4}(.{4}Z\0\0\0\x05I)", re.DOTALL)
 
 
 def environment(database_url: str, redis_url: str, **more: str) -> Mapping[str, str]:

@@ -4,10 +4,12 @@ import os
 import threading
 import time
 from contextlib import ExitStack, closing
+from typing import Any, Final
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Select, bindparam, column, select, text
+from sqlalchemy.exc import NotSupportedError
 
 from schemas import background, database
 from schemas.database import Bounds
@@ -70,6 +72,55 @@ def test_a_pool_of_silent_connections(database_url: str) -> None:
         pid(engine)
         assert time.monotonic() - began < 3 * database.PING_SECONDS_MAX
         engine.dispose()
+
+
+READ: Final[Select[Any]] = select(column("n")).select_from(text("numbers")).where(column("n") == bindparam("wanted"))
+
+
+def _statements_prepared(engine: Engine) -> int:
+    with database.transaction(engine) as connection:
+        for wanted in (1, 2):
+            assert database.by_key(connection, READ, {"wanted": wanted}).scalars().all() == [wanted]
+        with database.cursor(connection) as cursor:
+            for _ in range(2 * database.PREPARE_AFTER):
+                cursor.execute("SELECT n FROM numbers WHERE n = %s", (1,))
+        found: int = connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+        return found
+
+
+def test_statements_are_prepared_only_without_a_pooler(database_url: str) -> None:
+    """A prepared statement is the session's, so there is none behind a pooler, which deals sessions out."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE numbers AS SELECT n FROM generate_series(1, 9) AS n")
+    with closing(Proxy(database_url)) as way:
+        direct = database.engine(way.url, connections_max=1)
+        by_key_only = database.engine(way.url, connections_max=1, prepare_after=database.NEVER)
+
+        assert _statements_prepared(direct) == 2
+        assert _statements_prepared(by_key_only) == 1
+
+        way.makes_up_backends = True
+        pooled = database.engine(way.url, connections_max=1)
+        assert _statements_prepared(pooled) == 0
+        for engine in (direct, by_key_only, pooled):
+            engine.dispose()
+
+
+def test_a_prepared_statement_whose_result_changes(database_url: str) -> None:
+    """After a change of the schema, a prepared statement of another shape fails once, and then works."""
+    engine = database.engine(database_url, connections_max=1)
+    everything = select(text("*")).select_from(text("numbers"))
+    with psycopg.connect(database_url, autocommit=True) as other:
+        other.execute("CREATE TABLE numbers AS SELECT 1 AS n")
+        with database.transaction(engine) as connection:
+            assert [*map(tuple, database.by_key(connection, everything, {}))] == [(1,)]
+        other.execute("ALTER TABLE numbers ADD m integer DEFAULT 2")
+
+        with pytest.raises(NotSupportedError), database.transaction(engine) as connection:
+            database.by_key(connection, everything, {})
+        with database.transaction(engine) as connection:
+            assert [*map(tuple, database.by_key(connection, everything, {}))] == [(1, 2)]
+    engine.dispose()
 
 
 def test_all_connections_of_a_process_that_ends(database_url: str) -> None:

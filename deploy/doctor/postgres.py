@@ -157,19 +157,17 @@ def _one(cursor: Cursor, statement: str, values: Mapping[str, object] | None = N
 
 _SERVER: Final = """
 SELECT current_setting('server_version_num')::int, current_setting('server_version'),
-    current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
-    pg_backend_pid()
+    current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean
 """
 
 
 def _server(engine: Engine) -> Server:
     def read(cursor: Cursor) -> Server:
-        version_num, version, encoding, takes_no_writes, pid = _one(cursor, _SERVER)
+        version_num, version, encoding, takes_no_writes = _one(cursor, _SERVER)
         before, began = time.time(), time.monotonic()
         (now,) = _one(cursor, "SELECT extract(epoch FROM clock_timestamp())::float8")
         duration = time.monotonic() - began
-        # A pooler gives the client another number than the server's own.
-        is_pooled = cursor.connection.info.backend_pid != pid
+        is_pooled = not database.is_direct(cursor.connection)
         ahead = before + duration / 2 - now
         return Server(
             version_num, version.split()[0], encoding, takes_no_writes, is_pooled, duration * 1000, ahead

@@ -28,11 +28,12 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, LiteralString, NamedTuple, Protocol
+from typing import Any, Final, LiteralString, NamedTuple, Protocol, Self
 
 import msgspec
 import psycopg
 import structlog
+from psycopg.abc import Params
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import Connection, CursorResult, Engine, Select, create_engine, event
 from sqlalchemy import exc as sqlalchemy_errors
@@ -109,6 +110,7 @@ def engine(
 
     def begin(driver: Driver, _: object) -> None:
         driver.prepare_threshold = prepare_after if is_direct(driver) else None
+        driver.cursor_factory = _Cursor
         driver.rollback()
 
     made = create_engine(
@@ -124,6 +126,23 @@ def engine(
     event.listen(made, "connect", begin)
     event.listen(made, "do_execute", _execute)
     return made
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """Prepares no statement without parameters.
+
+    Such a statement may be several, which cannot be prepared, and holds no snapshot once it is done, which some need.
+    """
+
+    def execute(
+        self,
+        query: Any,  # noqa: ANN401 - of any kind that the driver takes
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        return super().execute(query, params, prepare=prepare if params else False, binary=binary)
 
 
 def is_direct(driver: Driver) -> bool:

@@ -61,7 +61,7 @@ def upgrade(database_url: str) -> list[str]:
     Raises:
         DatabaseAway: PostgreSQL does not answer.
     """
-    engine = database.engine(database_url)
+    engine = database.engine(database_url, prepare_after=database.NEVER)
     try:
         with database.transaction(engine, may_idle=True) as connection, database.cursor(connection) as cursor:
             locks.keep_others_from_upgrading(cursor)

@@ -106,20 +106,32 @@ def test_statements_are_prepared_only_without_a_pooler(database_url: str) -> Non
             engine.dispose()
 
 
+def test_statements_without_parameters_are_not_prepared(database_url: str) -> None:
+    """Several statements at once, as those that bound a transaction, cannot be prepared, however often they come."""
+    engine = database.engine(database_url, connections_max=1)
+    for _ in range(2 * database.PREPARE_AFTER):
+        with database.transaction(engine, SOON) as connection, database.cursor(connection) as cursor:
+            cursor.execute("SELECT 1; SELECT 2")
+            prepared = connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
+
+    assert prepared == 0
+    engine.dispose()
+
+
 def test_a_prepared_statement_whose_result_changes(database_url: str) -> None:
     """After a change of the schema, a prepared statement of another shape fails once, and then works."""
     engine = database.engine(database_url, connections_max=1)
-    everything = select(text("*")).select_from(text("numbers"))
+    everything: Select[Any] = select(text("*")).select_from(text("numbers")).where(column("n") == bindparam("n"))
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("CREATE TABLE numbers AS SELECT 1 AS n")
         with database.transaction(engine) as connection:
-            assert [*map(tuple, database.by_key(connection, everything, {}))] == [(1,)]
+            assert [*map(tuple, database.by_key(connection, everything, {"n": 1}))] == [(1,)]
         other.execute("ALTER TABLE numbers ADD m integer DEFAULT 2")
 
         with pytest.raises(NotSupportedError), database.transaction(engine) as connection:
-            database.by_key(connection, everything, {})
+            database.by_key(connection, everything, {"n": 1})
         with database.transaction(engine) as connection:
-            assert [*map(tuple, database.by_key(connection, everything, {}))] == [(1, 2)]
+            assert [*map(tuple, database.by_key(connection, everything, {"n": 1}))] == [(1, 2)]
     engine.dispose()
 
 

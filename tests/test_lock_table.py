@@ -1,7 +1,7 @@
 """PostgreSQL's lock table may be full: batches become smaller, events wait, and none is parked."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -55,7 +55,7 @@ class Others:
 
     def fill(self) -> None:
         """Take locks until the table is full."""
-        with pytest.raises(psycopg.errors.OutOfMemory):
+        with suppress(psycopg.errors.OutOfMemory):
             while True:
                 self._connection.execute("SELECT pg_advisory_lock(1, %s)", (self._held,))
                 self._held += 1

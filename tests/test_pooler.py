@@ -99,7 +99,7 @@ def by_pooler(pooled: Pooled) -> Iterator[Engine]:
 
 
 def test_transaction_mode_is_enough(pooled: Pooled, by_pooler: Engine, redis_url: str) -> None:
-    """Delivering, folding by four at once, rebuilding and migrating work with three sessions, and the tables are right."""
+    """Delivering, folding by four at once, rebuilding and migrating work with three sessions."""
     events.record(by_pooler, events.take(events.history(SEED, payments=True), EVENTS))
     ledger.fold_with_workers(by_pooler, 4, limit=100)
     with serving(settings_of(pooled.url, redis_url)) as web:

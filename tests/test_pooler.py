@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, in front of PostgreSQL: everything works with fewer sessions than it has clients."""
+"""PgBouncer in transaction mode, in front of PostgreSQL: many connections share a few sessions, and all works."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ POOL: Final = 3
 EVENTS: Final = 1_200
 SEED: Final = 11
 
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer on this machine")
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer: Debian has a package of that name")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def test_transaction_mode_is_enough(pooled: Pooled, by_pooler: Engine, redis_url
 
     assert (rebuilt.code, migrated.code) == (0, 0), rebuilt.err + migrated.err
     assert ledger.rows(by_pooler, "SELECT count(*)::int AS n FROM outcomes") == [{"n": EVENTS + 3}]
+    assert ledger.rows(by_pooler, "SELECT name FROM pg_prepared_statements") == []
     with psycopg.connect(pooled.direct, autocommit=True) as connection:
         held = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -126,5 +126,7 @@ def _fail(words: object, code: int) -> None:
 
 
 def _refusal(error: DBAPIError | database.DriverError) -> str:
+    if database.is_short_of_locks(error):
+        return f"{database.LOCKS_MORE}."
     # The message of a fault in data may quote the data.
     return database.condition(error) if database.is_fault_of_data(error) else database.first_line(error)

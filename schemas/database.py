@@ -365,6 +365,16 @@ def is_busy(error: BaseException) -> bool:
     return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith(_STATES_OF_BUSY)
 
 
+LOCKS_MORE: Final = "PostgreSQL's lock table is full: raise max_locks_per_transaction and restart PostgreSQL"
+
+
+def is_short_of_locks(error: BaseException) -> bool:
+    """Return whether PostgreSQL's lock table is full. Only the hint shows that, by a name that is not translated."""
+    cause = _cause(error)
+    is_memory = isinstance(cause, psycopg.Error) and cause.sqlstate == "53200"
+    return is_memory and "max_locks_per_transaction" in (cause.diag.message_hint or "")  # type: ignore[union-attr]  # it is one
+
+
 def condition(error: BaseException) -> str:
     """Return PostgreSQL's name for what went wrong; its message could quote the data."""
     return type(_cause(error)).__name__

@@ -29,6 +29,8 @@ _PARTITIONS: Final = _number("' payloads'")
 _FOLD: Final = _number("' fold'")
 _CHANGES: Final = _number("' changes'")
 _OBJECT: Final = _number("key")
+FOLDING, APPENDING = _FOLD, _CHANGES
+"""SQL for the numbers of these locks, for those who look at ``pg_locks``."""
 
 
 def keep_others_from_migrating(cursor: Cursor) -> None:

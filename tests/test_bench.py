@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 from rich.console import Console
+from sqlalchemy import Engine
 
-from deploy.bench import apart, events, growth, load, report, run
+from deploy.bench import apart, backlog, events, growth, load, report, run
 from deploy.bench.load import Loaded
 from deploy.bench.report import Figure, Run, Target
+from schemas import database, locks
 from schemas.errors import ConfigurationError, ConflictError
 from tests.command import payfold
 
@@ -236,6 +239,43 @@ def test_a_long_measurement_is_held_against_those_before_and_after_it() -> None:
 def test_loaded_has_one_shape() -> None:
     """A rate counts accepted requests only."""
     assert Loaded(accepted=30, refused=10, seconds=2, client="own").rate == 15
+
+
+def test_the_locks_of_a_batch_are_seen(engine: Engine) -> None:
+    """A batch in progress is one holder of the lock to append, and has an entry for each lock."""
+    seen = backlog.Seen()
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as other:
+        backlog.look(other, seen)
+        assert seen == backlog.Seen()
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            locks.share_folding(cursor)
+            locks.lock_objects(cursor, [("", False, f"cs_{number}") for number in range(30)])
+            backlog.look(other, seen)
+            locks.keep_others_from_appending(cursor)
+            backlog.look(other, seen)
+
+    assert (seen.batches, seen.held, seen.waits_to_append, seen.waits_for_objects) == (2, 1, 0, 0)
+    # The lock that folding shares, 30 objects, and the lock to append.
+    assert seen.entries == 32
+
+
+def test_shares_of_a_batchs_time() -> None:
+    """What two workers wait for is a share of all their batches, next to that of one worker."""
+    one, two = (backlog.Folded(rate, backlog.Seen()) for rate in (100.0, 120.0))
+    one.seen.add(2, 1, 0, 0, 500)
+    two.seen.add(4, 1, 2, 1, 400)
+    two.seen.add(4, 1, 0, 0, 503)
+
+    found = {each.name: (each.limit, each.measured) for each in backlog.figures_of([one], [two])}
+
+    assert found == {
+        "backlog": (100, 120),
+        "backlog_append": (50, 25),
+        "backlog_append_waits": (0, 25),
+        "backlog_object_waits": (0, 12.5),
+        "backlog_entries": (500, 503),
+    }
 
 
 @pytest.mark.integration

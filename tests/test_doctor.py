@@ -45,6 +45,8 @@ from tests.test_status import beat_all
 from tests.waiting import until
 from tests.web import serving
 from worker import app as worker_application
+from worker.folding.parallel import FOLD_PROCESSES
+from worker.folding.projection import FOLD_BATCH_MAX
 from worker.folds import API_VERSION, STRIPE_TYPES
 
 KEY = "sk_test_a_key_that_must_stay_hidden"
@@ -457,6 +459,36 @@ def test_connections_behind_a_pooler_and_without_a_spare_one() -> None:
         "warning",
         "1 web process, 1 worker and the clock open up to 20 connections of 21, which leaves none for a command",
     )
+
+
+def test_a_pooler_and_options() -> None:
+    """PgBouncer refuses `options`, or drops them where it is configured to ignore them: the role can have them."""
+    settings = Settings.load({"DATABASE_URL": "postgres://shop@db/shop?options=-csearch_path%3Dshop"})
+    found = Sessions(server=100, role=None, database=None, others=0, processes={})
+
+    _, dropped = engines.connections(found, settings, is_pooled=True)
+    refused = engines.database_away("FATAL: unsupported startup parameter: options")
+
+    assert (dropped.level.value, refused.level.value) == ("warning", "fault")
+    assert all("ALTER ROLE … SET search_path" in each.fix for each in (dropped, refused))
+    assert only(engines.connections(found, settings, is_pooled=False))[0] == "ok"
+
+
+def test_a_small_lock_table() -> None:
+    """A worker folds two batches of 500 objects at once, and a small server's lock table may have no room for them."""
+    settings = Settings.load({})
+    # PostgreSQL's default is 64 for each connection: 64 * 100 and 64 * 25.
+    large = Sessions(server=100, role=None, database=None, others=0, processes={}, locks=6_400)
+    small = Sessions(server=100, role=None, database=None, others=0, processes={"fold": 2}, locks=1_600)
+
+    assert engines.WORKER_LOCKS > FOLD_PROCESSES * FOLD_BATCH_MAX
+    assert only(engines.connections(large, settings, is_pooled=False))[0] == "ok"
+    _, found = engines.connections(small, settings, is_pooled=False)
+    assert (found.level.value, found.found) == (
+        "warning",
+        "2 workers may need 2,200 locks, and PostgreSQL promises 1,600: a batch that finds none is folded in parts",
+    )
+    assert "max_locks_per_transaction" in found.fix
 
 
 def test_connections_are_those_of_the_processes() -> None:

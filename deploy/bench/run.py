@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
-from deploy.bench import events, figures
+from deploy.bench import backlog, events, figures
 from deploy.bench.figures import Announce, Sizes
 from deploy.bench.pages import pages
 from deploy.bench.report import Figure, Run, Target
@@ -55,8 +55,11 @@ DISK_SPARE: Final = 1.1
 GROWN: Final = "grown"
 SHORT: Final = "short"
 
-NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle", "growth")
-"""What ``--only`` takes; ``growth`` is part of a full run alone."""
+NAMES: Final = (
+    *("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle"),
+    *("backlog", "growth"),
+)
+"""What ``--only`` takes; ``growth`` is part of a full run alone, and ``backlog`` of none."""
 
 GROWTH: Final = Target(0.9)
 PASSES: Final = Target(1.5, at_least=False)
@@ -169,6 +172,8 @@ class Bench:
         for name, measure in measured:
             if self.wants(name, *_BESIDE.get(name, ())):
                 found += self.steps.figures(name, partial(measure, self.site, self.sizes, self.announce))
+        if self.only == backlog.NAME:
+            found += backlog.backlog(self.site, self.sizes, self.announce)
         return found
 
     def _history(self) -> list[Figure]:

@@ -38,6 +38,8 @@ POLL_SECONDS: Final = 0.01
 POLL_SHARE: Final = 0.001
 """A long backlog is looked at more seldom, since finding its first row passes over all that are dead."""
 GRACE_SECONDS: Final = 10.0
+SECOND_WORKER: Final = "worker-2"
+"""A worker like that of the Procfile, next to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class Stand:
         lines = {name: command for name, command in read_procfile().items() if name != RELEASE}
         # The worker is to idle while events are recorded, and its own timer would begin to fold them.
         lines["worker"] = f"env PAYFOLD_SWEEP_SECONDS=3600 {lines['worker']}"
+        lines[SECOND_WORKER] = lines["worker"]
         lines["bare"] = f"python -m deploy.bench.bare {self.bare_port}"
         lines["plain-web"] = (
             f"python -m uvicorn tests.benchmarks.plain:app --host {LOOPBACK} --port {self.plain_port} --http httptools"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 from deploy.doctor.findings import Finding, counted, fault, ok, skipped, warning
 from deploy.doctor.postgres import Grants, Server, Sessions
@@ -28,10 +29,18 @@ CLOCK_CONNECTIONS: Final = 1
 """The clock: its heartbeat."""
 SPARE_CONNECTIONS: Final = 2
 """For a command and the release phase."""
+WORKER_LOCKS: Final = 1_100
+"""Entries of the lock table that a worker needs: it folds two batches at once, of 500 objects each at most."""
 AHEAD_WARNED_SECONDS: Final = 5.0
 AHEAD_SECONDS_MAX: Final = 60.0
 """A signature may be 300 seconds old on its way, so that much less is left for a clock that is wrong."""
 MEMORY_SHARE_MAX: Final = 0.9
+
+
+_BY_ROLE: Final = (
+    "Remove `options` from DATABASE_URL, since PgBouncer does not pass it on, and set the same on the role:\n"
+    "  ALTER ROLE … SET search_path = …;"
+)
 
 
 def database(server: Server) -> Iterator[Finding]:
@@ -70,8 +79,18 @@ def database_in_words(server: Server) -> str:
 
 
 def database_away(reason: str) -> Finding:
-    """Return the fault that PostgreSQL cannot be reached."""
-    return fault(DATABASE, f"PostgreSQL does not answer: {reason}", "Check DATABASE_URL, and that the server runs.")
+    """Return the fault that PostgreSQL cannot be reached, or that a pooler in front of it refuses us."""
+    fix = next((each for words, each in _POOLER.items() if words in reason), "")
+    return fault(
+        DATABASE, f"PostgreSQL does not answer: {reason}", fix or "Check DATABASE_URL, and that the server runs."
+    )
+
+
+# Words of PgBouncer, and what to do.
+_POOLER: Final = {
+    "statement pooling mode": "Let PgBouncer share sessions by transaction:\n  pool_mode = transaction",
+    "unsupported startup parameter": _BY_ROLE,
+}
 
 
 def migrations(pending: list[str]) -> Iterator[Finding]:
@@ -134,10 +153,12 @@ def grants_in_words(found: Grants) -> str:
 
 
 def connections(found: Sessions, settings: Settings, *, is_pooled: bool) -> Iterator[Finding]:
-    """Judge whether all processes together may open as many sessions as they hold at most."""
+    """Judge whether all processes together may open as many sessions, and take as many locks, as they hold at most."""
     needed, room = _needed(found, settings), _room(found)
     if is_pooled:
         yield skipped(CONNECTIONS, "a pooler stands in front of PostgreSQL and shares its sessions")
+        if settings.database_url and "options" in parse_qs(urlsplit(settings.libpq).query):
+            yield warning(CONNECTIONS, "a pooler stands in front of PostgreSQL and may drop `options`", _BY_ROLE)
     elif needed > room:
         yield fault(
             CONNECTIONS,
@@ -153,6 +174,7 @@ def connections(found: Sessions, settings: Settings, *, is_pooled: bool) -> Iter
         )
     else:
         yield ok(CONNECTIONS, f"{_in_words(found, settings)} open up to {needed}, and there is room for {room}")
+    yield from _locks(found, settings)
 
 
 def _processes(found: Sessions, settings: Settings) -> tuple[int, int]:
@@ -173,6 +195,19 @@ def _room(found: Sessions) -> int:
 def _in_words(found: Sessions, settings: Settings) -> str:
     web, workers = _processes(found, settings)
     return f"{counted(web, 'web process', 'web processes')}, {counted(workers, 'worker')} and the clock"
+
+
+def _locks(found: Sessions, settings: Settings) -> Iterator[Finding]:
+    """Judge whether the lock table has room for the batches of all workers."""
+    _, workers = _processes(found, settings)
+    needed = workers * WORKER_LOCKS
+    if found.locks is not None and needed > found.locks:
+        yield warning(
+            CONNECTIONS,
+            f"{counted(workers, 'worker')} may need {needed:,} locks, and PostgreSQL promises {found.locks:,}:"
+            " a batch that finds none is folded in parts",
+            "Raise max_locks_per_transaction, which needs a restart of PostgreSQL, or run fewer workers.",
+        )
 
 
 # ---- Clocks ----

@@ -65,6 +65,7 @@ class Sessions:
     """How many sessions PostgreSQL allows, and how many others hold; None for a limit that is not set.
 
     The *server* allows so many to a role without privileges. *others* are sessions of other databases and roles.
+    *locks* is the size of the lock table that all sessions share, None where it is not known.
     """
 
     server: int
@@ -72,6 +73,7 @@ class Sessions:
     database: int | None
     others: int
     processes: Mapping[Kind, int]
+    locks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,9 @@ SELECT current_setting('max_connections')::int - current_setting('superuser_rese
     (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
     (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
     (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL
-        AND (datname, usename) IS DISTINCT FROM (current_database(), current_user))
+        AND (datname, usename) IS DISTINCT FROM (current_database(), current_user)),
+    current_setting('max_locks_per_transaction')::int
+        * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int)
 """
 _PROCESSES: Final = """
 SELECT kind, count(DISTINCT instance) FROM heartbeats
@@ -247,9 +251,9 @@ WHERE kind IN ('web', 'clock', 'fold') AND at > now() - make_interval(secs => %(
 
 
 def _sessions(cursor: Cursor) -> Sessions:
-    server, role, of_database, others = _one(cursor, _LIMITS)
+    server, role, of_database, others, locks = _one(cursor, _LIMITS)
     processes = attempt(lambda: _processes(cursor))
-    return Sessions(server, role, of_database, others, {} if isinstance(processes, Unread) else processes)
+    return Sessions(server, role, of_database, others, {} if isinstance(processes, Unread) else processes, locks)
 
 
 def _processes(cursor: Cursor) -> dict[Kind, int]:

@@ -14,6 +14,7 @@ from schemas import database
 from schemas.database import Bounds, Cursor, integer_array, text_array
 from schemas.errors import Archived, Transient
 from schemas.locks import keep_others_from_appending, share_folding
+from schemas.logs import Seldom
 from schemas.own_events import EVENT_IGNORED
 from worker import folds
 from worker.folding import older_versions, renderings, settling, unsettled
@@ -49,6 +50,7 @@ The delay doubles with each try, up to this.
 Apart: TypeAlias = deque[tuple[int, ...]]
 """Groups of pending events, by their numbers. Each group is to be folded by itself, because their batch failed."""
 _log = structlog.get_logger()
+_seldom: Final = Seldom(60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,9 @@ def _divide(
     """
     if len(claimed) == 1:
         return _conclude_alone(engine, claimed[0], failure, now=now, bounds=bounds)
+    # An event whose data is at fault has a line of its own when it is parked.
+    if not failure.is_of_data:
+        _seldom.warning("batch.divided", cause=failure.cause, reason=failure.reason)
     seqs = tuple(each.event.seq for each in claimed)
     half = len(seqs) // 2
     apart.extendleft([seqs[half:], seqs[:half]])
@@ -187,6 +192,8 @@ def failure_of(error: Exception) -> Failure:
         condition = database.condition(error)
         if database.is_fault_of_data(error):
             return Failure("row_refused", f"PostgreSQL refused its row: {condition}", is_of_data=True)
+        if database.is_short_of_locks(error):
+            return Failure("database_busy", database.LOCKS_MORE, is_of_data=False)
         cause = "database_busy" if database.is_busy(error) else "database_refused"
         return Failure(cause, f"PostgreSQL did not fold it: {condition}", is_of_data=False)
     if isinstance(error, (MemoryError, OSError)):

@@ -1,11 +1,11 @@
 """The last words of a command that fails. It is loaded by one that does, since it knows the driver's errors."""
 
-from sqlalchemy.exc import DBAPIError
+from typing import Final
 
 from schemas import database
 from schemas.errors import DatabaseAway, PayfoldError
 
-FAILED = PayfoldError.exit_code
+FAILED: Final = PayfoldError.exit_code
 
 
 def explained(error: Exception) -> tuple[str, int] | None:
@@ -15,11 +15,11 @@ def explained(error: Exception) -> tuple[str, int] | None:
         return words, FAILED
     if isinstance(error, PayfoldError):
         return str(error), error.exit_code
-    if isinstance(error, (DBAPIError, database.DriverError)):
+    if isinstance(error, database.refusals()):
         return f"PostgreSQL refused this: {_refusal(error)}", FAILED
     return None
 
 
-def _refusal(error: DBAPIError | database.DriverError) -> str:
+def _refusal(error: Exception) -> str:
     # The message of a fault in data may quote the data.
     return database.condition(error) if database.is_fault_of_data(error) else database.first_line(error)

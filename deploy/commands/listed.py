@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 Command = Any
+Context = Any
 """Typer carries a copy of click that has no public types."""
 
 
@@ -35,9 +36,7 @@ COMMANDS: Final = {
     "config": _single(
         "Show the effective settings, and where each comes from; of a secret only that it is set.", "config"
     ),
-    "up": _single(
-        "Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C.", "up"
-    ),
+    "up": _single("Run everything on this machine, with embedded servers where no URL is given, until Ctrl-C.", "up"),
     "demo": _single(
         "Run everything with a sandbox Stripe that sells, and prove the tables; exit 0 only if the proof holds.", "demo"
     ),
@@ -55,7 +54,9 @@ COMMANDS: Final = {
         "Record what the inbox lacks of the logs, then fold it; exit 1 if a line is refused or an event not folded.",
         "replay",
     ),
-    "digest": _single("Print one line per projection table and one for all: its name, its rows, and the hash of them.", "digest"),
+    "digest": _single(
+        "Print one line per projection table and one for all: its name, its rows, and the hash of them.", "digest"
+    ),
     "rebuild": _single(
         "Fold the inbox next to the live tables and print every difference; exit 3 if there is one and no --swap.",
         "rebuild",
@@ -78,7 +79,7 @@ COMMANDS: Final = {
     "endpoints": _group("Stripe's webhook endpoint and its event types.", "endpoints"),
     "roles": _group("Roles in PostgreSQL that read the tables.", "roles"),
     "tokens": _group("Bearer tokens of the API.", "tokens"),
-}  # fmt: skip
+}
 
 
 class _Loaded(MutableMapping[str, Command]):
@@ -110,7 +111,8 @@ def _load(name: str) -> Command:
     holder = typer.Typer(add_completion=False)
     own = import_module(f"deploy.commands.{listed.module}").app
     holder.add_typer(own, name=name if listed.is_group else None)
-    return typer.main.get_command(holder).commands[name]
+    whole: Command = typer.main.get_command(holder)
+    return whole.commands[name]
 
 
 class Commands(TyperGroup):
@@ -120,16 +122,16 @@ class Commands(TyperGroup):
         super().__init__(**options)
         self.commands = _Loaded()
 
-    def list_commands(self, _: typer.Context) -> list[str]:
+    def list_commands(self, _: Context) -> list[str]:
         """Return the names in the order of the table."""
         return list(self.commands)
 
-    def get_command(self, _: typer.Context, name: str) -> Command:
+    def get_command(self, _: Context, name: str) -> Command:
         """Return what the list shows of a command; None where there is none of that name."""
         listed = COMMANDS.get(name)
         return None if listed is None else TyperCommand(name, help=listed.help)
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Command, list[str]]:
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command, list[str]]:
         """Return the command that is run, and what is left of the words after its name."""
-        name, found, rest = super().resolve_command(ctx, args)
-        return name, None if found is None else self.commands[found.name], rest
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else self.commands[name], rest

@@ -64,22 +64,20 @@ def show(
 
 
 def _read(settings: Settings, limits: "Limits") -> "Status":
-    from schemas import broker, status
-    from worker import folds
+    from schemas import queues, status
+    from schemas.fold_version import FOLD_VERSION
 
-    redis = broker.redis(settings) if settings.redis_url else None
+    redis = queues.redis(settings) if settings.redis_url else None
     state = status.broker_state(redis)
-    engine = database.engine(settings.postgresql, connections_max=1)
     try:
-        with database.transaction(engine, status.READ) as connection:
-            return status.read(connection, settings, broker=state, fold_version=folds.FOLD_VERSION, limits=limits)
+        with database.reading(settings.libpq, status.READ) as driver:
+            return status.read(driver, settings, broker=state, fold_version=FOLD_VERSION, limits=limits)
     except DatabaseAway as error:
         err.print(
             f"PostgreSQL does not answer, so check DATABASE_URL: {database.first_line(error.__cause__)}", style="red"
         )
         return status.away(state)
     finally:
-        engine.dispose()
         if redis is not None:
             redis.close()
 

@@ -23,17 +23,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, NamedTuple
 import psycopg
 from psycopg.rows import dict_row, scalar_row
 from pydantic import Field
-from redis import Redis
-from redis.exceptions import RedisError
 
 from schemas import accounts, database, migrate, progress
 from schemas.database import Bounds, Cursor, Driver
 from schemas.heartbeats import RUNNING
-from schemas.queues import FOLD, FOLD_QUEUE, RECONCILE, RECONCILE_ASKED, STRIPE_QUEUE, SWEEP, short_name
+from schemas.queues import FOLD, FOLD_QUEUE, RECONCILE, RECONCILE_ASKED, STRIPE_QUEUE, SWEEP, Plain, short_name
 from schemas.readers import Answer, Id, Public, Word
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
+    from redis import Redis
     from sqlalchemy import Connection
 
 SILENT_SECONDS: Final = 30.0
@@ -315,15 +314,22 @@ class Memory:
     webhook_at: datetime | None = None
 
 
-def broker_state(redis: Redis | None) -> Broker:
+def broker_state(redis: "Redis | Plain | None") -> Broker:
     """Return how the broker is; None stands for a broker that no setting names."""
     if redis is None:
         return Broker(state="unset")
     try:
         fold, stripe = (redis.llen(queue) for queue in (FOLD_QUEUE, STRIPE_QUEUE))
-    except (RedisError, OSError):
+    except _redis_is_away():
         return Broker(state="away")
     return Broker(state="ok", fold_waiting=fold, stripe_waiting=stripe)
+
+
+def _redis_is_away() -> tuple[type[Exception], ...]:
+    """Return the errors of a Redis that does not answer: the client is loaded only where there is one."""
+    from redis.exceptions import RedisError
+
+    return (RedisError, OSError)
 
 
 def away(broker: Broker) -> Status:

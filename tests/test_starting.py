@@ -4,25 +4,27 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer.main
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from redis import Redis
 from sqlalchemy import Engine
 
 from deploy.cli import app
 from deploy.commands.listed import COMMANDS
-from schemas import database, lookup, migrate, single, tables
+from schemas import database, lookup, migrate, queues, single, status, tables
 from tests import ledger
-from tests.command import ROOT, SECONDS_MAX, environment
+from tests.command import ROOT, SECONDS_MAX, environment, payfold
 
 HELP_MODULES_MAX = 400
 """`payfold --help` loads 343: typer, rich and what rich needs to show a help."""
 READ_MODULES_MAX = 540
 """`payfold orders show` loads 488, most of them of typer, pydantic and the driver of PostgreSQL."""
-STATUS_MODULES_MAX = 630
-"""`payfold status` loads 575: Redis's client, too."""
+STATUS_MODULES_MAX = 550
+"""`payfold status` loads 500."""
 _NOTED = """
 import atexit, pathlib, runpy, sys
 noted = pathlib.Path(sys.argv.pop(1))
@@ -89,6 +91,21 @@ def test_a_list_loads_its_own(engine: Engine, database_url: str, tmp_path: Path)
         modules = loaded(arguments, tmp_path / "modules", DATABASE_URL=database_url)
 
         assert not packages(modules) & HEAVY - {"sqlalchemy"}, arguments
+
+
+def test_the_queues_are_asked_without_a_client(database_url: str, redis_url: str) -> None:
+    """A plain connection reads the lengths that Redis's client reads; one that Redis refuses is one that is away."""
+    url = urlsplit(redis_url)
+    wrong = redis_url.replace(f":{url.password}@", ":wrong@")
+    with Redis.from_url(redis_url) as client:
+        client.rpush("fold", "a", "b", "c")
+        client.rpush("stripe", "a")
+
+    assert status.broker_state(queues.Plain(redis_url)) == status.Broker(state="ok", fold_waiting=3, stripe_waiting=1)
+    assert status.broker_state(queues.Plain(wrong)) == status.Broker(state="away")
+    assert status.broker_state(queues.Plain("redis://127.0.0.1:1")) == status.Broker(state="away")
+    ran = payfold("status", "--format=json", DATABASE_URL=database_url, REDIS_URL=f"{redis_url}?socket_timeout=1")
+    assert ran.json["broker"] == {"state": "ok", "fold_waiting": 3, "stripe_waiting": 1}
 
 
 def add_order(engine: Engine, *, account: str) -> None:

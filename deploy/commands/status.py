@@ -67,7 +67,7 @@ def _read(settings: Settings, limits: "Limits") -> "Status":
     from schemas import queues, status
     from schemas.fold_version import FOLD_VERSION
 
-    redis = queues.redis(settings) if settings.redis_url else None
+    redis = queues.lengths(settings) if settings.redis_url else None
     state = status.broker_state(redis)
     try:
         with database.reading(settings.libpq, status.READ) as driver:

@@ -1,5 +1,13 @@
-"""The ``payfold`` command. Data goes to stdout, everything else to stderr."""
+"""The ``payfold`` command. Data goes to stdout, everything else to stderr.
 
+Note [The collector rests]
+    Nearly everything that a command loads stays until its end, and the end gives it all back. So the collector of
+    cycles looks less often while modules are loaded, and not at all at the end, when Python would look through
+    everything twice. That was a quarter of the time of a short command.
+"""
+
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -20,6 +28,9 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+_NEW_OBJECTS_MAX: Final = 10_000
+"""So many new objects may there be before the collector of cycles looks at them; Python's own limit is 700."""
 
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - as typer calls it
@@ -49,6 +60,8 @@ def _options(
 
 def main() -> None:
     """Run the command and end the process: 0 ok, 1 failed, 2 usage, 3 drift, 4 migrations pending."""
+    gc.set_threshold(_NEW_OBJECTS_MAX)  # see Note [The collector rests]
+    atexit.register(gc.freeze)
     try:
         _settle_streams()
         app(prog_name="payfold")

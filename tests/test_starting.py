@@ -47,6 +47,16 @@ def packages(modules: list[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules}
 
 
+def test_the_collector_rests() -> None:
+    """At the end of a command the collector of cycles has nothing left to look through."""
+    run = "import atexit, gc, runpy; atexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count()))\n"
+    command = [sys.executable, "-c", f"{run}runpy.run_module('deploy', run_name='__main__')", "--version"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment({}), timeout=SECONDS_MAX, check=True, capture_output=True)
+
+    left, frozen = map(int, ran.stdout.splitlines()[-1].split())
+    assert left < 1_000 < frozen
+
+
 def test_the_help_loads_no_command(tmp_path: Path) -> None:
     """`payfold --help` loads no command, no library that speaks with a server, and few modules."""
     modules = loaded("--help", tmp_path / "modules")

@@ -61,6 +61,15 @@ Until = Annotated[
 
 def settings_here() -> Settings:
     """Return the settings, with the embedded servers that run here if they name none, and set up logging by them."""
+    from schemas import logs
+
+    settings = discovery.here(discovery.settings())
+    logs.configure(settings)
+    return settings
+
+
+def settings_of_reader() -> Settings:
+    """Return the settings likewise, for a command that logs by ``schemas.lines`` alone, and hardly ever."""
     settings = discovery.here(discovery.settings())
 
     def configure() -> None:
@@ -197,7 +206,7 @@ def one_order(key: str, *, account: str | None, livemode: bool | None) -> dict[s
     Raises:
         MigrationsPendingError: the schema is not this release's.
     """
-    with database.reading(settings_here().libpq) as driver:
+    with database.reading(settings_of_reader().libpq) as driver:
         with driver.cursor() as cursor:
             if migrate.pending_for(cursor):
                 raise MigrationsPendingError

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from deploy import output
-from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, settings_here
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, settings_of_reader
 from deploy.output import Format, err, lasting, shown
 from schemas import database
 from schemas.errors import DatabaseAway
@@ -45,7 +45,7 @@ def show(
     """
     from schemas.status import Limits
 
-    settings = settings_here()
+    settings = settings_of_reader()
     found = _read(settings, Limits() if silent_after is None else Limits(silent=silent_after))
     if form is Format.TABLE:
         _print(found)

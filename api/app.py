@@ -174,7 +174,7 @@ class Application:
         if not settings.signing_secrets:
             _log.warning("webhook.closed", reason="STRIPE_WEBHOOK_SECRETS is not set, so every delivery is refused")
         # Read once, and not when the first one asks whether the process is ready.
-        migrate.pending_after(())
+        migrate.revisions()
         accounts.log_faults(engine, settings)
         # Everything loaded by now stays, so the collector of cycles need not look at it again.
         gc.collect()

@@ -25,17 +25,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import structlog
 from msgspec import Struct
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from schemas import background, database, events, inbox
 from schemas.database import Cursor, text_array
 from schemas.errors import ConflictError, DatabaseAway, Refused
+from schemas.lines import log
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 ACCOUNTS_LISTED_MAX: Final = 10_000
 """Accounts among which lost labels are looked for."""
@@ -55,8 +56,6 @@ OWN_PREFIX: Final = "acct_"
 """How Stripe's own names of accounts begin."""
 DEFAULT_WORDS: Final = ("", "''", '""')
 """What the account without a name is called on a command line; quotes may be lost on their way there, or kept."""
-
-_log = structlog.get_logger()
 
 
 class Fault(Struct, frozen=True):
@@ -372,17 +371,17 @@ def faults_here(settings: Settings) -> list[Fault]:
         engine.dispose()
 
 
-def log_faults(of: Engine, settings: Settings) -> None:
+def log_faults(of: "Engine", settings: Settings) -> None:
     """Log what splits an account, once, in a thread: recording goes on all the same."""
 
     def look() -> None:
         try:
             with database.transaction(of, database.BATCH) as connection, database.cursor(connection) as cursor:
                 found = faults(cursor, settings)
-        except (DatabaseAway, DBAPIError, database.DriverError) as error:
-            _log.warning("accounts.not_looked_at", reason=database.condition(error))
+        except (DatabaseAway, database.DriverError) as error:
+            log.warning("accounts.not_looked_at", reason=database.condition(error))
             return
         for fault in found:
-            _log.error("accounts.split", code=fault.code, detail=fault.detail, command=fault.command)
+            log.error("accounts.split", code=fault.code, detail=fault.detail, command=fault.command)
 
     background.start("account-names", look)

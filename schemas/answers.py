@@ -1,51 +1,21 @@
 """The shapes of the JSON answers. Money is in the currency's smallest unit, times are in UTC.
 
-Note [Personal data is left out]
-    Each field that holds text is declared here as one that every reader may see (``Id``, ``Word``, ``Public``) or as
-    ``Personal``: what a buyer or a shop wrote, or what names the buyer. An answer to a token without the scope
-    ``personal`` does not have the personal fields. Null would claim that there is nothing. ``Answer.of`` leaves them
-    out, and routes show only the fields that were set. ``tests/test_scopes.py`` fails on a text that is not declared.
+What they are made of, and which readers may see a field, is in ``schemas.readers``: see Note [Personal data is left
+out] there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
-from functools import cache
 from typing import Annotated, Any, Final, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
+from pydantic import Field
 
 from schemas import kinds, tables
+from schemas.readers import PERSONAL, Answer, Audience, Id, OneOf, Personal, Public, Word, personal_fields
+
+__all__ = ["PERSONAL", "Answer", "Audience", "Id", "Personal", "Public", "Word", "personal_fields"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Audience:
-    """The readers who may see a field, as its annotation declares."""
-
-    wants_personal: bool
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
-        """Name the scope on the OpenAPI page."""
-        found = handler(schema)
-        return {**found, "x-payfold-scope": "personal"} if self.wants_personal else found
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """A word of ours and not of Stripe's: the OpenAPI page lists the *values*.
-
-    An answer is not checked against them, since a newer release may know more during a deployment.
-    """
-
-    values: tuple[str, ...]
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ANN401
-        """Add the values to the schema of a text."""
-        return {**handler(schema), "enum": list(self.values)}
-
 
 SET_ASIDE: Final = "set_aside"
 FOUND_KINDS: Final = (
@@ -55,16 +25,6 @@ FOUND_KINDS: Final = (
 """What a search finds."""
 FOUND_ORDERS_MAX: Final = 10
 """Orders that one hit of a search leads to: the newest."""
-EVERY_READER: Final = Audience(wants_personal=False)
-PERSONAL: Final = Audience(wants_personal=True)
-
-Public = Annotated[T, EVERY_READER]
-Personal = Annotated[T | None, PERSONAL]
-"""Its default, None, is never shown: a field that was not set is left out."""
-Id = Public[str]
-"""Of an object, an event or an account."""
-Word = Public[str]
-"""A code of ours, or of Stripe's own vocabulary, which is open."""
 OrderStatus = Annotated[Public[str], OneOf(tables.ORDER_STATUSES)]
 RefundStatus = Annotated[Public[str], OneOf(tables.REFUND_STATUSES)]
 State = Annotated[Public[str], OneOf(tables.STATES)]
@@ -74,24 +34,6 @@ ChangeKind = Annotated[Public[str], OneOf(kinds.KINDS)]
 ChangeSubject = Annotated[Public[str], OneOf(kinds.SUBJECTS)]
 AnomalyKind = Annotated[Public[str], OneOf(tables.ANOMALY_KINDS)]
 AnomalySubject = Annotated[Public[str], OneOf(tables.ANOMALY_SUBJECTS)]
-
-
-@cache
-def personal_fields(model: type[BaseModel]) -> frozenset[str]:
-    """Return the names of the fields of *model* that are personal data."""
-    return frozenset(name for name, field in model.model_fields.items() if PERSONAL in field.metadata)
-
-
-class Answer(BaseModel):
-    """The common part of all answers. An answer cannot be changed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], *, personal: bool) -> Self:
-        """Return the answer that shows *row*; without *personal* the fields that are personal data are not set."""
-        hidden = frozenset[str]() if personal else personal_fields(cls)
-        return cls.model_validate({name: value for name, value in row.items() if name not in hidden})
 
 
 class Shown(Answer):

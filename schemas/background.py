@@ -4,12 +4,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-import structlog
+from schemas.lines import log
 
 RESTART_SECONDS: Final = 1.0
 """Between a failure and the next try, so that a thread that fails at once does not fill the log."""
-
-_log = structlog.get_logger()
 
 
 def start(name: str, work: Callable[[], None], *, restart_seconds: float = RESTART_SECONDS) -> threading.Thread:
@@ -21,7 +19,7 @@ def start(name: str, work: Callable[[], None], *, restart_seconds: float = RESTA
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - for any error the thread's work is still to be done
-                _log.error("thread.failed", thread=name, kind=type(error).__name__)
+                log.error("thread.failed", thread=name, kind=type(error).__name__)
                 pause.wait(restart_seconds)
             else:
                 return

@@ -22,25 +22,44 @@ import structlog
 from celery import Celery
 from celery.exceptions import CeleryError, OperationalError
 from kombu.transport import redis as kombu_redis
-from redis import Redis
-from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from schemas import background
+from schemas.queues import (
+    EXPIRE_SESSIONS,
+    FETCH,
+    FILL_GAPS,
+    FOLD,
+    FOLD_QUEUE,
+    POLL_SESSIONS,
+    RECONCILE,
+    RECONCILE_ASKED,
+    SOCKET_SECONDS_MAX,
+    STRIPE_QUEUE,
+    SWEEP,
+    redis,
+    redis_async,
+    short_name,
+)
 from schemas.settings import Settings
 
-FOLD: Final = "payfold.fold"
-SWEEP: Final = "payfold.sweep"
-EXPIRE_SESSIONS: Final = "payfold.expire_sessions"
-POLL_SESSIONS: Final = "payfold.poll_sessions"
-FETCH: Final = "payfold.fetch"
-FILL_GAPS: Final = "payfold.fill_gaps"
-RECONCILE: Final = "payfold.reconcile"
-RECONCILE_ASKED: Final = "payfold.reconcile_asked"
-FOLD_QUEUE: Final = "fold"
-STRIPE_QUEUE: Final = "stripe"
+__all__ = [
+    "EXPIRE_SESSIONS",
+    "FETCH",
+    "FILL_GAPS",
+    "FOLD",
+    "FOLD_QUEUE",
+    "POLL_SESSIONS",
+    "RECONCILE",
+    "RECONCILE_ASKED",
+    "SOCKET_SECONDS_MAX",
+    "STRIPE_QUEUE",
+    "SWEEP",
+    "redis",
+    "redis_async",
+    "short_name",
+]
 
-SOCKET_SECONDS_MAX: Final = 2
 CONSUMER_SOCKET_SECONDS_MAX: Final = 5
 """For so long a consumer, or a task that sends a message, waits for one answer of Redis."""
 HEALTH_SECONDS: Final = 10
@@ -53,11 +72,6 @@ WAKE_SECONDS_MIN: Final = 0.005
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
-
-
-def short_name(message: str) -> str:
-    """Return the name of the job that *message* asks for, as rows and answers have it."""
-    return message.removeprefix("payfold.")
 
 
 class Ear:
@@ -181,23 +195,6 @@ def send(app: Celery, task: str, **options: Any) -> bool:  # noqa: ANN401 - Cele
 
 def _certificate_check(settings: Settings) -> ssl.VerifyMode:
     return ssl.CERT_REQUIRED if settings.redis_tls_verify else ssl.CERT_NONE
-
-
-def redis(settings: Settings) -> Redis:
-    """Return a client of the broker's server."""
-    return Redis.from_url(settings.broker, **_client_options(settings))
-
-
-def redis_async(settings: Settings) -> redis_asyncio.Redis:
-    """Return a client of the broker's server for asyncio."""
-    return redis_asyncio.Redis.from_url(settings.broker, **_client_options(settings))
-
-
-def _client_options(settings: Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS_MAX, "socket_connect_timeout": SOCKET_SECONDS_MAX}
-    if settings.broker.startswith("rediss://"):
-        options["ssl_cert_reqs"] = "required" if settings.redis_tls_verify else "none"
-    return options
 
 
 class Waker:

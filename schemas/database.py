@@ -27,21 +27,21 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final, LiteralString, NamedTuple, Protocol, Self
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple, Protocol, Self
 
 import msgspec
 import psycopg
-import structlog
 from psycopg.abc import Params
 from psycopg.types.json import set_json_dumps, set_json_loads
-from sqlalchemy import Connection, CursorResult, Engine, Select, create_engine, event
-from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy.engine.interfaces import ExecutionContext
-from sqlalchemy.exc import DBAPIError
 
 from schemas import background
 from schemas.errors import DatabaseAway
+from schemas.lines import log
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, CursorResult, Engine, Select
+    from sqlalchemy.engine.interfaces import ExecutionContext
 
 CONNECT_SECONDS_MAX: Final = 5
 POOL_SECONDS_MAX: Final = 10
@@ -69,8 +69,6 @@ Driver = psycopg.Connection[Any]
 
 set_json_dumps(msgspec.json.encode)
 set_json_loads(msgspec.json.decode)
-
-_log = structlog.get_logger()
 
 
 class Bounds(NamedTuple):
@@ -101,12 +99,13 @@ def engine(
     connections_max: int = 5,
     pool_seconds_max: float = POOL_SECONDS_MAX,
     prepare_after: int = PREPARE_AFTER,
-) -> Engine:
+) -> "Engine":
     """Return an engine for *database_url* that never shows a statement's parameters in an error.
 
     A connection prepares a statement after it was executed *prepare_after* times, or at once by ``by_key``: see Note
     [Statements are prepared where PostgreSQL itself answers].
     """
+    from sqlalchemy import create_engine, event
 
     def begin(driver: Driver, _: object) -> None:
         driver.prepare_threshold = prepare_after if is_direct(driver) else None
@@ -150,7 +149,7 @@ def is_direct(driver: Driver) -> bool:
     return driver.execute(BACKEND).fetchone() == (driver.info.backend_pid,)
 
 
-def by_key(connection: Connection, query: Select[Any], given: Mapping[str, Any]) -> CursorResult[Any]:
+def by_key(connection: "Connection", query: "Select[Any]", given: Mapping[str, Any]) -> "CursorResult[Any]":
     """Execute *query*, which finds rows by their keys alone, by one plan for all values."""
     driver: Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
     if driver.prepare_threshold is not None:
@@ -166,7 +165,7 @@ async def prepare_where_direct(connection: psycopg.AsyncConnection[Any]) -> None
         connection.prepare_threshold = PREPARE_AFTER
 
 
-def _execute(cursor: Cursor, statement: LiteralString, parameters: Any, context: ExecutionContext) -> bool:  # noqa: ANN401 - the driver's own
+def _execute(cursor: Cursor, statement: LiteralString, parameters: Any, context: "ExecutionContext") -> bool:  # noqa: ANN401 - the driver's own
     """Execute a statement that is to be prepared at once, and return whether it was one."""
     if _PREPARED not in context.execution_options:
         return False
@@ -175,7 +174,7 @@ def _execute(cursor: Cursor, statement: LiteralString, parameters: Any, context:
 
 
 @contextmanager
-def transaction(of: Engine, bounds: Bounds | None = None, *, may_idle: bool = False) -> Iterator[Connection]:
+def transaction(of: "Engine", bounds: Bounds | None = None, *, may_idle: bool = False) -> "Iterator[Connection]":
     """Open one transaction, committed at the end and rolled back on an error.
 
     With *bounds* PostgreSQL ends a statement or a transaction that takes too long; if PostgreSQL is silent, this
@@ -190,27 +189,67 @@ def transaction(of: Engine, bounds: Bounds | None = None, *, may_idle: bool = Fa
             try:
                 with connection.begin():
                     if bounds is not None:
-                        connection.exec_driver_sql(
-                            f"SET LOCAL statement_timeout = {round(bounds.statement * 1000)};"
-                            f" SET LOCAL lock_timeout = {round(bounds.lock * 1000)}"
-                        )
+                        connection.exec_driver_sql(_limits(bounds))
                     if may_idle:
                         connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                     yield connection
-            except (DBAPIError, DriverError) as error:
+            except refusals() as error:
                 if not is_fault_of_data(error):
                     connection.invalidate()
                 raise
-    except (DBAPIError, DriverError) as error:
+    except refusals() as error:
         if is_away(error):
             raise DatabaseAway from error
         raise
-    except sqlalchemy_errors.TimeoutError as error:
+    except _exhaustion() as error:
         raise DatabaseAway("Every connection to PostgreSQL is in use: try again.") from error
 
 
+def _limits(bounds: Bounds) -> str:
+    return (
+        f"SET LOCAL statement_timeout = {round(bounds.statement * 1000)};"
+        f" SET LOCAL lock_timeout = {round(bounds.lock * 1000)}"
+    )
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return the kinds of error in which PostgreSQL's own arrive: SQLAlchemy's, and the driver's."""
+    from sqlalchemy.exc import DBAPIError
+
+    return (DBAPIError, DriverError)
+
+
+def _exhaustion() -> type[Exception]:
+    from sqlalchemy.exc import TimeoutError as NoConnectionLeft
+
+    return NoConnectionLeft
+
+
 @contextmanager
-def _connected(of: Engine) -> Iterator[Connection]:
+def reading(libpq_url: str, bounds: Bounds | None = None) -> Iterator[Driver]:
+    """Open a connection by the driver alone, and one transaction in it, for a command that reads a little.
+
+    SQLAlchemy takes as long to load as all the rest of such a command.
+
+    Raises:
+        DatabaseAway: when PostgreSQL does not answer, or goes away during the transaction.
+    """
+    try:
+        with (
+            psycopg.connect(libpq_url, **connect_options()) as driver,
+            _watching(driver, None if bounds is None else bounds.whole),
+        ):
+            if bounds is not None:
+                driver.execute(_limits(bounds))
+            yield driver
+    except DriverError as error:
+        if is_away(error):
+            raise DatabaseAway from error
+        raise
+
+
+@contextmanager
+def _connected(of: "Engine") -> "Iterator[Connection]":
     """Yield a connection that was there a moment ago."""
     while True:
         with of.connect() as connection:
@@ -227,7 +266,7 @@ def _connected(of: Engine) -> Iterator[Connection]:
             return
 
 
-def _is_alive(connection: Connection) -> bool:
+def _is_alive(connection: "Connection") -> bool:
     """Return whether a connection answers. Only one that was not used for a while is asked; a new one just answered."""
     used_at = connection.info.setdefault("used_at", time.monotonic())
     if time.monotonic() - used_at < FRESH_SECONDS:
@@ -235,7 +274,7 @@ def _is_alive(connection: Connection) -> bool:
     try:
         with _watched(connection, PING_SECONDS_MAX):
             return connection.dialect.do_ping(connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it has one
-    except (DBAPIError, DriverError):
+    except refusals():
         return False
 
 
@@ -280,7 +319,7 @@ class _Watch:
                 # Once is enough, and the end of it is still to come.
                 self._open[key] = (driver, None)
         if overdue:
-            _log.error("database.silent", connections=len(overdue))
+            log.error("database.silent", connections=len(overdue))
 
 
 def _shut_down(driver: Driver) -> None:
@@ -308,9 +347,17 @@ def shut_down_connections() -> int:
     return _watch.shut_down_all()
 
 
+def driver_of(connection: "Connection") -> Driver:
+    """Return the driver's own connection, in the same transaction."""
+    return connection.connection.driver_connection  # type: ignore[return-value]  # the pool does not know the driver's type
+
+
+def _watched(connection: "Connection", seconds_max: float | None) -> AbstractContextManager[None]:
+    return _watching(driver_of(connection), seconds_max)
+
+
 @contextmanager
-def _watched(connection: Connection, seconds_max: float | None) -> Iterator[None]:
-    driver: Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
+def _watching(driver: Driver, seconds_max: float | None) -> Iterator[None]:
     watch = _watch
     key = watch.begin(driver, seconds_max)
     try:
@@ -320,7 +367,8 @@ def _watched(connection: Connection, seconds_max: float | None) -> Iterator[None
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    return error.orig if isinstance(error, DBAPIError) else error
+    # SQLAlchemy keeps the driver's error so.
+    return getattr(error, "orig", error)
 
 
 # A server that is starting, stopping, standing by, full of connections, or out of reach; and one that takes no writes.
@@ -334,7 +382,7 @@ def is_away(error: BaseException) -> bool:
         return False
     if cause.sqlstate is not None:
         return cause.sqlstate.startswith(_STATES_OF_AWAY)
-    is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    is_lost: bool = getattr(error, "connection_invalidated", False)
     return is_lost or isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
@@ -464,8 +512,7 @@ def id_arrays(keys: Collection[Named]) -> tuple[str, str, str]:
 
 
 @contextmanager
-def cursor(connection: Connection) -> Iterator[Cursor]:
+def cursor(connection: "Connection") -> Iterator[Cursor]:
     """Return the driver's own cursor within *connection*'s transaction, for the hot paths."""
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
-    with driver.cursor() as opened:
+    with driver_of(connection).cursor() as opened:
         yield opened

@@ -11,15 +11,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Literal, NamedTuple
-
-import structlog
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from schemas import background, database
-from schemas.database import Bounds, DriverError, transaction
+from schemas.database import Bounds, transaction
 from schemas.errors import DatabaseAway
+from schemas.lines import log
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 BEAT_SECONDS: Final = 5.0
 """Between two writes of a process, and so how old a heartbeat is at most before it is written."""
@@ -36,8 +36,6 @@ OK: Final = "ok"
 RUNNING: Final = "running"
 """The outcome of a job that has not ended yet."""
 Kind = Literal["web", "clock", "fold", "consumer", "job"]
-
-_log = structlog.get_logger()
 
 
 class Beat(NamedTuple):
@@ -89,7 +87,7 @@ WHERE at < clock_timestamp() - %(kept)s::interval AND EXISTS (
 class Heart:
     """Writes what the loops of this process noted: see Note [A loop notes, a thread writes]."""
 
-    def __init__(self, engine: Engine, beats: Beats, *, instance: str = "", every: float = BEAT_SECONDS) -> None:
+    def __init__(self, engine: "Engine", beats: Beats, *, instance: str = "", every: float = BEAT_SECONDS) -> None:
         self._engine, self._beats, self._every = engine, beats, every
         self._instance = instance or instance_name()
         self._written: dict[tuple[str, str], Beat] = {}
@@ -117,7 +115,7 @@ class Heart:
         """Write what was noted since the last time, prune now and then, and return how many rows were written.
 
         Raises:
-            DatabaseAway, SQLAlchemyError: nothing is written.
+            DatabaseAway, DriverError: nothing is written.
         """
         fresh = [beat for beat in self._beats() if self._written.get((beat.kind, beat.name)) != beat]
         if not fresh:
@@ -150,7 +148,7 @@ class Heart:
     def _try_to_write(self) -> None:
         try:
             self.write()
-        except (DatabaseAway, SQLAlchemyError, DriverError) as error:
+        except (DatabaseAway, database.DriverError) as error:
             self._note_failure(database.condition(error.__cause__ or error))
 
     def _note_failure(self, condition: str) -> None:
@@ -158,7 +156,7 @@ class Heart:
         now = time.monotonic()
         if now - self._logged.get(condition, float("-inf")) >= REPEAT_SECONDS:
             self._logged[condition] = now
-            _log.warning("heartbeat.not_written", reason=condition)
+            log.warning("heartbeat.not_written", reason=condition)
 
 
 def instance_name() -> str:

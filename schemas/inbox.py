@@ -29,18 +29,20 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import psycopg
-import structlog
 from msgspec import Struct
 from psycopg import sql
-from sqlalchemy import Engine
 
 from schemas import database, events, locks
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Envelope, Key
+from schemas.lines import log
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 RECORD_ROWS_MAX = 1000
 """Deliveries in one statement: more bytes at once gain nothing and hold locks for longer."""
@@ -52,8 +54,6 @@ ROOM_LOCK: Final = "1s"
 """For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
 """Making a partition may take nearly as long as a transaction may: the rest is scanned for rows that belong in it."""
-
-_log = structlog.get_logger()
 
 
 class Recorded(Enum):
@@ -351,7 +351,7 @@ def partitions(cursor: Cursor) -> list[str]:
     return [name for (name,) in cursor.fetchall()]
 
 
-def make_room(of: Engine) -> int | None:
+def make_room(of: "Engine") -> int | None:
     """Make the partitions that the next payloads will need, and return how many those are.
 
     A payload that comes before its partition is made is kept with the rest, so being late loses nothing. Where
@@ -366,7 +366,7 @@ def make_room(of: Engine) -> int | None:
             cursor.execute(f"SET LOCAL lock_timeout = '{ROOM_LOCK}'")
             return _make_room(cursor)
     except database.DriverError as error:
-        _log.warning("payloads.no_room_made", reason=database.condition(error))
+        log.warning("payloads.no_room_made", reason=database.condition(error))
         return None
 
 

@@ -1,10 +1,13 @@
-"""The kinds of change in the feed, and the subject of each: the one list of both.
+"""The kinds of change in the feed, and the subject of each: the one list of both. And the states of an order.
 
 A fold can make no other: types and a test hold ``worker.folds.facts.Change`` and ``Shape.subject`` to this list.
 """
 
 from collections.abc import Collection
 from typing import Final, Literal, TypeAlias, get_args
+
+ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
+"""The kinds of state that an order may be in."""
 
 Kind: TypeAlias = Literal[
     "balance.changed",

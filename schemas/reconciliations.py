@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Select, case, func, literal, null, select,
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import BigInteger, DateTime, Text
 
-from schemas import tables
+from schemas import progress, tables
 from schemas.database import Cursor
 from schemas.errors import ConflictError
 
@@ -27,8 +27,7 @@ REBUILD: Final = "rebuild"
 STRIPE: Final = "stripe"
 DETAILS_KEPT: Final = 50
 """Of so many of the last runs the differences are kept, and of older ones the sums alone."""
-STEP_SECONDS_MAX: Final = 600.0
-"""How long one step of a reconciliation may take, such as a query over a whole table."""
+STEP_SECONDS_MAX: Final = progress.STEP_SECONDS_MAX
 LEASE_SECONDS: Final = 60
 LOST: Final = "lost"
 """The failure of one that a worker took, and neither finished nor gave back: its process ended, or it hangs."""

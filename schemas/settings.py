@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from schemas import envfile, files
 from schemas.errors import ConfigurationError
@@ -90,10 +89,10 @@ class Token:
         return f"Token(name={self.name!r}, scopes={sorted(self.scopes)}, sha256=hidden)"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings from the environment. Names here are the variables' names in lower case."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL 15 to 18", examples=["postgres://user:password@host:5432/name"]
@@ -197,18 +196,6 @@ class Settings(BaseSettings):
         description="how often the clock looks for events that the broker forgot",
         examples=["5"],
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - as pydantic calls it
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let only the values count that ``load`` passes: pydantic would read this process's environment as well."""
-        return (init_settings,)
 
     @field_validator("database_url")
     @classmethod

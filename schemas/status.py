@@ -9,6 +9,8 @@ Note [Who is expected]
     silent once they were expected, and not seen, for longer than their limit. So a system that is just being started
     after a pause of days has no fault. The worker is judged by its fold turns and by the consumer of each queue, so
     that a slot that hangs is found while the other one works.
+
+The queries are texts for the driver: a command that shows a status starts in half the time without SQLAlchemy.
 """
 
 import time
@@ -16,21 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, NamedTuple, Self, TypeVar
 
 import psycopg
+from psycopg.rows import dict_row, scalar_row
 from pydantic import Field
-from redis import Redis
-from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, Connection, Select, case, exists, func, select
-from sqlalchemy.exc import DBAPIError
 
-from schemas import accounts, database, migrate, reconciliations, tables
-from schemas.answers import Answer, Id, Public, Word
-from schemas.broker import FOLD, FOLD_QUEUE, RECONCILE, RECONCILE_ASKED, STRIPE_QUEUE, SWEEP, short_name
-from schemas.database import Bounds, Cursor, DriverError
+from schemas import accounts, database, migrate, progress
+from schemas.database import Bounds, Cursor, Driver
 from schemas.heartbeats import RUNNING
+from schemas.queues import FOLD, FOLD_QUEUE, RECONCILE, RECONCILE_ASKED, STRIPE_QUEUE, SWEEP, Plain, short_name
+from schemas.readers import Answer, Id, Public, Word
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from sqlalchemy import Connection
 
 SILENT_SECONDS: Final = 30.0
 """A clock or a worker without a heartbeat for this long is silent; a beat is 5 seconds old before it is written."""
@@ -38,7 +41,7 @@ WEB_SECONDS: Final = 60.0
 """A web process that beat within this is there, so that a worker and a clock are expected."""
 SWEEPS_MISSED: Final = 4
 """So many intervals of the sweep may pass without a fold turn: the worker's own timer begins after three."""
-RECONCILE_STEP_SECONDS_MAX: Final = reconciliations.STEP_SECONDS_MAX
+RECONCILE_STEP_SECONDS_MAX: Final = progress.STEP_SECONDS_MAX
 """For so long a slot is not silent that is at a step of a reconciliation."""
 _RECONCILING: Final = frozenset(map(short_name, (RECONCILE, RECONCILE_ASKED)))
 QUERY_SECONDS_MAX: Final = 1.0
@@ -311,15 +314,22 @@ class Memory:
     webhook_at: datetime | None = None
 
 
-def broker_state(redis: Redis | None) -> Broker:
+def broker_state(redis: "Redis | Plain | None") -> Broker:
     """Return how the broker is; None stands for a broker that no setting names."""
     if redis is None:
         return Broker(state="unset")
     try:
         fold, stripe = (redis.llen(queue) for queue in (FOLD_QUEUE, STRIPE_QUEUE))
-    except (RedisError, OSError):
+    except _redis_is_away():
         return Broker(state="away")
     return Broker(state="ok", fold_waiting=fold, stripe_waiting=stripe)
+
+
+def _redis_is_away() -> tuple[type[Exception], ...]:
+    """Return the errors of a Redis that does not answer: the client is loaded only where there is one."""
+    from redis.exceptions import RedisError
+
+    return (RedisError, OSError)
 
 
 def away(broker: Broker) -> Status:
@@ -328,7 +338,7 @@ def away(broker: Broker) -> Status:
 
 
 def read(
-    connection: Connection,
+    connection: "Connection | Driver",
     settings: Settings,
     *,
     broker: Broker,
@@ -342,13 +352,15 @@ def read(
     See Note [A count that takes too long is null]. A process that reads often hands in the same *memory* each time.
 
     Raises:
-        DBAPIError, DriverError: PostgreSQL goes away, or refuses a query.
+        DriverError: PostgreSQL goes away, or refuses a query.
     """
-    behind = migrate.pending(connection)
+    driver = connection if isinstance(connection, psycopg.Connection) else database.driver_of(connection)
+    with driver.cursor() as cursor:
+        behind = migrate.pending_for(cursor)
     if behind:
         return Status(database="ok", migrations=behind, broker=broker)
-    query = _Bounded(connection, seconds_max)
-    now = _now(connection)
+    query = _Bounded(driver, seconds_max)
+    now = _now(driver)
     memory = memory or Memory()
     # The queries on the inbox come last: if another session holds it, they take all the time that is left.
     parts: list[Callable[[], Values]] = [
@@ -363,7 +375,7 @@ def read(
         lambda: {"stripe": _stripe(query, settings)},
         lambda: _waiting(query, now),
         lambda: _liveness(query, now, settings, limits),
-        lambda: query.row(_LAST_EVENT),
+        lambda: query.row(_LAST_EVENT, "last_event_seq", "last_event_received_at"),
         lambda: {"faults": _faults(query, settings, memory)},
         lambda: {"webhooks": _webhooks(query, now, memory)},
         lambda: {"latency": _latency(query)},
@@ -382,14 +394,13 @@ def read(
 Values = dict[str, Any]
 Row = TypeVar("Row", bound=Answer)
 Found = TypeVar("Found")
-Query = Select[*tuple[Any, ...]]
 
 
 class _Bounded:
     """The queries of one status, each of which is bounded: see Note [A count that takes too long is null]."""
 
-    def __init__(self, connection: Connection, seconds_max: float) -> None:
-        self._connection, self._until = connection, time.monotonic() + seconds_max
+    def __init__(self, driver: Driver, seconds_max: float) -> None:
+        self._driver, self._until = driver, time.monotonic() + seconds_max
         self.missed = 0
         """How many queries took too long."""
 
@@ -397,40 +408,43 @@ class _Bounded:
         """Return how long the next query may take."""
         return min(QUERY_SECONDS_MAX, self._until - time.monotonic())
 
-    def rows(self, query: Query) -> Sequence[dict[str, Any]] | None:
+    def rows(self, query: LiteralString, **values: object) -> list[dict[str, Any]] | None:
         """Return the rows of *query*; None if they take too long."""
-        return self.within(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
 
-    def within(self, work: Callable[[Connection], Found]) -> Found | None:
+        def fetched(driver: Driver) -> list[dict[str, Any]]:
+            with driver.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(query, values).fetchall()
+
+        return self.within(fetched)
+
+    def within(self, work: Callable[[Driver], Found]) -> Found | None:
         """Return what *work* returns; None where a statement of its takes too long."""
         seconds = self.seconds_left()
         if seconds <= 0:
             self.missed += 1
             return None
+        self._driver.execute(f"SAVEPOINT part; {_timeout(seconds)}")
         try:
-            with self._connection.begin_nested():
-                self._connection.exec_driver_sql(_timeout(seconds))
-                return work(self._connection)
-        except (DBAPIError, DriverError) as error:
-            # Work on the driver's own cursor raises the driver's own errors.
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            if isinstance(cause, (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)):
-                self.missed += 1
-                return None
-            raise
+            found = work(self._driver)
+        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+            self._driver.execute("ROLLBACK TO SAVEPOINT part")
+            self.missed += 1
+            return None
+        self._driver.execute("RELEASE SAVEPOINT part")
+        return found
 
-    def row(self, query: Query) -> dict[str, Any]:
-        """Return the one row of *query*, or no rows' values; each value is None where it takes too long."""
-        rows = self.rows(query)
-        return rows[0] if rows else dict.fromkeys(query.selected_columns.keys())
+    def row(self, query: LiteralString, *names: str, **values: object) -> dict[str, Any]:
+        """Return the one row of *query*; each value is None, by its name, where there is none or it takes too long."""
+        rows = self.rows(query, **values)
+        return rows[0] if rows else dict.fromkeys(names)
 
-    def value(self, query: Query) -> Any:  # noqa: ANN401 - a value of any type
-        """Return the one value of *query*."""
-        return next(iter(self.row(query).values()))
+    def value(self, query: LiteralString, **values: object) -> Any:  # noqa: ANN401 - a value of any type
+        """Return the one value of *query*, likewise."""
+        return next(iter(self.row(query, "value", **values).values()))
 
-    def answers(self, model: type[Row], query: Query) -> list[Row] | None:
+    def answers(self, model: type[Row], query: LiteralString, **values: object) -> list[Row] | None:
         """Return the rows of *query* as *model* has them."""
-        rows = self.rows(query)
+        rows = self.rows(query, **values)
         return None if rows is None else [model(**row) for row in rows]
 
 
@@ -452,9 +466,11 @@ class _UntilCursor(Cursor):
         return super().execute(*given, **options)
 
 
-def _now(connection: Connection) -> datetime:
-    now: datetime = connection.execute(select(func.now())).scalar_one()
-    return now.astimezone(UTC)
+def _now(driver: Driver) -> datetime:
+    with driver.cursor(row_factory=scalar_row) as cursor:
+        now: Any = cursor.execute("SELECT now()").fetchone()
+    moment: datetime = now.astimezone(UTC)
+    return moment
 
 
 def _seconds(at: datetime, now: datetime) -> float:
@@ -474,8 +490,7 @@ def _faults(query: _Bounded, settings: Settings, memory: "Memory") -> list[Fault
     return memory.faults
 
 
-def _look_for_faults(settings: Settings, until: float, connection: Connection) -> list[Fault]:
-    driver: database.Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
+def _look_for_faults(settings: Settings, until: float, driver: Driver) -> list[Fault]:
     with _UntilCursor(driver) as cursor:
         cursor.until = until
         return [
@@ -490,10 +505,7 @@ _LOOPS: Final = (("web", ""), ("clock", ""), ("fold", ""), ("consumer", FOLD_QUE
 _JUDGED: Final[dict[str, Literal["clock", "worker"]]] = {"clock": "clock", "fold": "worker", "consumer": "worker"}
 _FOLDING_JOBS: Final = frozenset(map(short_name, (FOLD, SWEEP)))
 
-_beats: Final = tables.heartbeats
-_BEATS: Final = select(_beats.c.kind, _beats.c.name, _beats.c.at, _beats.c.since, _beats.c.outcome).order_by(
-    _beats.c.kind, _beats.c.name, _beats.c.at
-)
+_BEATS: Final = "SELECT kind, name, at, since, outcome FROM heartbeats ORDER BY kind, name, at"
 
 
 def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits) -> dict[str, Any]:
@@ -502,7 +514,7 @@ def _liveness(query: _Bounded, now: datetime, settings: Settings, limits: Limits
     if beats is None:
         return dict.fromkeys(("heartbeats", "jobs", "expected", "silent"))
     missed = query.missed
-    webhook_waits_since = query.value(_oldest(_IS_WEBHOOK))
+    webhook_waits_since = query.value(_OLDEST_WEBHOOK)
     # Of several processes the one that was seen last is kept: it comes last.
     found = {(beat["kind"], beat["name"]): beat for beat in beats}
     heartbeats = [
@@ -571,26 +583,23 @@ def _is_reconciling(job: Job | None) -> bool:
 
 # ---- What came, and what became of it ----
 
-_inbox: Final = tables.inbox
-_pending: Final = tables.pending
-_outcomes: Final = tables.outcomes
-
-
-def _oldest(*conditions: ColumnElement[bool]) -> Query:
-    """Return the query of when the first of the pending events that meet *conditions* was received."""
-    joined = select(_inbox.c.received_at).join(_pending, _pending.c.seq == _inbox.c.seq)
-    return joined.where(*conditions).order_by(_pending.c.seq).limit(1)
+# When the first of the pending events was received.
+_OLDEST: Final = """
+SELECT received_at FROM inbox JOIN pending ON pending.seq = inbox.seq ORDER BY pending.seq LIMIT 1
+"""
+_OLDEST_WEBHOOK: Final = """
+SELECT received_at FROM inbox JOIN pending ON pending.seq = inbox.seq WHERE inbox.source = 'webhook'
+ORDER BY pending.seq LIMIT 1
+"""
+_WAITING: Final = """
+SELECT count(*) AS pending, count(*) FILTER (WHERE due_at > now()) AS pending_to_be_tried_again FROM pending
+"""
 
 
 def _waiting(query: _Bounded, now: datetime) -> dict[str, Any]:
     """Return how much is pending, and how old the oldest of it is."""
-    counted = query.row(
-        select(
-            func.count().label("pending"),
-            func.count().filter(_pending.c.due_at > func.now()).label("pending_to_be_tried_again"),
-        ).select_from(_pending)
-    )
-    oldest = query.value(_oldest()) if counted["pending"] != 0 else None
+    counted = query.row(_WAITING, "pending", "pending_to_be_tried_again")
+    oldest = query.value(_OLDEST) if counted["pending"] != 0 else None
     return counted | {"oldest_pending_received_at": oldest, "oldest_pending_age_seconds": _age(oldest, now)}
 
 
@@ -598,54 +607,50 @@ def _grouped(found: Sequence[Cause] | Sequence[Withheld] | None, total: str, par
     return {total: None if found is None else sum(each.count for each in found), parts: found}
 
 
-_PARKED: Final = (
-    select(_outcomes.c.cause, func.count().label("count"))
-    .where(_outcomes.c.state == "parked")
-    .group_by(_outcomes.c.cause)
-    .order_by(_outcomes.c.cause)
-)
-_WITHHELD: Final = (
-    select(tables.changes.c.withheld.label("reason"), func.count().label("count"))
-    .where(tables.changes.c.withheld.is_not(None))
-    .group_by(tables.changes.c.withheld)
-    .order_by(tables.changes.c.withheld)
-)
-_ANOMALIES: Final = select(func.count()).select_from(tables.anomalies).where(tables.anomalies.c.resolved_at.is_(None))
-_LAST_EVENT: Final = (
-    select(_inbox.c.seq.label("last_event_seq"), _inbox.c.received_at.label("last_event_received_at"))
-    .order_by(_inbox.c.seq.desc())
-    .limit(1)
-)
-_LAST_CHANGE: Final = select(func.max(tables.changes.c.seq))
-_counts: Final = tables.delivery_counts
-_REFUSED: Final = (
-    select(_counts.c.reason, _counts.c.count, _counts.c.since, _counts.c.last_at)
-    .where(_counts.c.outcome == "refused")
-    .order_by(_counts.c.reason)
-)
-_DELIVERED: Final = (
-    select(_counts.c.outcome, _counts.c.count, _counts.c.since, _counts.c.last_at)
-    .where(_counts.c.outcome != "refused")
-    .order_by(_counts.c.outcome)
-)
+_PARKED: Final = """
+SELECT cause, count(*) AS count FROM outcomes WHERE state = 'parked' GROUP BY cause ORDER BY cause
+"""
+_WITHHELD: Final = """
+SELECT withheld AS reason, count(*) AS count FROM changes WHERE withheld IS NOT NULL
+GROUP BY withheld ORDER BY withheld
+"""
+_ANOMALIES: Final = "SELECT count(*) FROM anomalies WHERE resolved_at IS NULL"
+_LAST_EVENT: Final = """
+SELECT seq AS last_event_seq, received_at AS last_event_received_at FROM inbox ORDER BY seq DESC LIMIT 1
+"""
+_LAST_CHANGE: Final = "SELECT max(seq) FROM changes"
+_REFUSED: Final = """
+SELECT reason, count, since, last_at FROM delivery_counts WHERE outcome = 'refused' ORDER BY reason
+"""
+_DELIVERED: Final = """
+SELECT outcome, count, since, last_at FROM delivery_counts WHERE outcome <> 'refused' ORDER BY outcome
+"""
+_OLDER: Final = "SELECT count(*) FROM outcomes WHERE fold_version < %(fold_version)s"
+_OLDER_ARCHIVED: Final = """
+SELECT count(*) FROM outcomes
+WHERE fold_version < %(fold_version)s AND NOT EXISTS (SELECT FROM payloads WHERE payloads.seq = outcomes.seq)
+"""
 
 
 def _folding(query: _Bounded, fold_version: int) -> dict[str, Any]:
     """Return how many outcomes are of an older fold version, and how many of those are archived."""
-    is_older = _outcomes.c.fold_version < fold_version
-    is_at_hand = exists().where(tables.payloads.c.seq == _outcomes.c.seq)
-    older = query.value(select(func.count()).select_from(_outcomes).where(is_older))
-    archived = select(func.count()).select_from(_outcomes).where(is_older, ~is_at_hand)
+    older = query.value(_OLDER, fold_version=fold_version)
     return {
         "fold_version": fold_version,
         "to_fold_anew": older,
         # Each is looked up only if there are any.
-        "to_fold_anew_archived": query.value(archived) if older else older,
+        "to_fold_anew_archived": query.value(_OLDER_ARCHIVED, fold_version=fold_version) if older else older,
     }
 
 
-_IS_WEBHOOK: Final = _inbox.c.source == "webhook"
-_FIRST_EVENT: Final = select(_inbox.c.received_at).order_by(_inbox.c.seq).limit(1)
+_FIRST_EVENT: Final = "SELECT received_at FROM inbox ORDER BY seq LIMIT 1"
+_LAST_SEQ: Final = "SELECT max(seq) FROM inbox"
+_NEWEST_WEBHOOK: Final = """
+SELECT received_at FROM inbox WHERE source = 'webhook' AND seq > %(after)s ORDER BY seq DESC LIMIT 1
+"""
+_WITHIN_HOUR: Final = """
+SELECT count(*) FROM inbox WHERE source = 'webhook' AND received_at > %(since)s AND received_at <= %(until)s
+"""
 
 
 def _webhooks(query: _Bounded, now: datetime, memory: "Memory") -> Webhooks:
@@ -663,13 +668,12 @@ def _webhooks(query: _Bounded, now: datetime, memory: "Memory") -> Webhooks:
 def _last_webhook(query: _Bounded, memory: "Memory") -> datetime | None:
     """Return when the last webhook was received; the events that an earlier read looked at are not looked at again."""
     missed = query.missed
-    last_seq = query.value(select(func.max(_inbox.c.seq))) or 0
+    last_seq = query.value(_LAST_SEQ) or 0
     if last_seq < memory.webhook_seq:
         # The database was restored from an older backup.
         memory.webhook_seq, memory.webhook_at = 0, None
     after = max(memory.webhook_seq, last_seq - WEBHOOK_SEQS_MAX)
-    newest = select(_inbox.c.received_at).where(_IS_WEBHOOK, _inbox.c.seq > after).order_by(_inbox.c.seq.desc())
-    found = query.value(newest.limit(1))
+    found = query.value(_NEWEST_WEBHOOK, after=after)
     if query.missed > missed:
         return None
     memory.webhook_seq = max(0, last_seq - UNCOMMITTED_SEQS_MAX)
@@ -677,67 +681,54 @@ def _last_webhook(query: _Bounded, memory: "Memory") -> datetime | None:
     return memory.webhook_at
 
 
-# With a limit, so that no estimate of the planner makes it read the whole inbox.
-_newest: Final = select(_inbox).order_by(_inbox.c.seq.desc()).limit(LATENCY_SEQS_MAX).subquery("newest")
-_TO_US: Final = func.extract("epoch", _newest.c.received_at - _newest.c.created)
-_TO_ROW: Final = func.extract("epoch", _outcomes.c.folded_at - _newest.c.received_at)
-
-
-def _quantile(of: float, seconds: Any) -> Any:  # noqa: ANN401 - an expression
-    return func.percentile_cont(of).within_group(seconds)
-
-
-_LATENCY: Final = (
-    select(
-        func.count().label("webhooks"),
-        *(
-            _quantile(of, seconds).label(f"{name}_{label}")
-            for name, seconds in (("to_us", _TO_US), ("to_row", _TO_ROW))
-            for label, of in (("median", 0.5), ("p95", 0.95))
-        ),
-    )
-    .join(_outcomes, _outcomes.c.seq == _newest.c.seq)
-    # One that was folded again has the time of the last fold.
-    .where(_newest.c.source == "webhook", _outcomes.c.state == "folded", _outcomes.c.attempts == 1)
+# With a limit, so that no estimate of the planner makes it read the whole inbox. An event that was folded again has the
+# time of the last fold, so only the first fold counts.
+_LATENCY: Final = """
+WITH newest AS (SELECT * FROM inbox ORDER BY seq DESC LIMIT %(seqs_max)s), taken AS (
+    SELECT extract(epoch FROM received_at - created) AS to_us, extract(epoch FROM folded_at - received_at) AS to_row
+    FROM newest JOIN outcomes ON outcomes.seq = newest.seq
+    WHERE source = 'webhook' AND state = 'folded' AND attempts = 1
 )
+SELECT count(*) AS webhooks,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY to_us) AS to_us_median,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY to_us) AS to_us_p95,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY to_row) AS to_row_median,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY to_row) AS to_row_p95
+FROM taken
+"""
 
 
 def _latency(query: _Bounded) -> Latency | None:
-    found = query.row(_LATENCY)
+    found = query.row(_LATENCY, "webhooks", seqs_max=LATENCY_SEQS_MAX)
     return Latency(**found) if found["webhooks"] else None
 
 
 def _received_within_hour(query: _Bounded, until: datetime) -> int | None:
-    is_within = (_inbox.c.received_at > until - timedelta(hours=1), _inbox.c.received_at <= until)
-    count: int | None = query.value(select(func.count()).select_from(_inbox).where(_IS_WEBHOOK, *is_within))
+    count: int | None = query.value(_WITHIN_HOUR, since=until - timedelta(hours=1), until=until)
     return count
 
 
 # ---- Stripe and the reconcile ----
 
-_jobs: Final = tables.stripe_jobs
-_calls: Final = tables.stripe_calls
-_JOB_STATE: Final = case(
-    (_jobs.c.stopped_until > func.now(), "stopped"), (_jobs.c.failure.is_not(None), "failing"), else_="ok"
-)
-_STRIPE_JOBS: Final = (
-    select(
-        _jobs.c.job,
-        _jobs.c.account,
-        _jobs.c.livemode,
-        _JOB_STATE.label("state"),
-        case((_jobs.c.stopped_until > func.now(), _jobs.c.stopped), else_=_jobs.c.failure).label("cause"),
-        _jobs.c.failed_at.label("since"),
-        _jobs.c.done_at,
-    )
-    .order_by(_JOB_STATE == "ok", _jobs.c.job, _jobs.c.account, _jobs.c.livemode)
-    .limit(STRIPE_JOBS_MAX)
-)
-_STRIPE_CALLS: Final = select(
-    func.count().filter(_calls.c.given_up.is_(None)).label("calls_waiting"),
-    func.count().filter(_calls.c.given_up.is_not(None)).label("calls_given_up"),
-).select_from(_calls)
-_FETCHED: Final = select(func.sum(_jobs.c.found))
+_STRIPE_JOBS: Final = """
+SELECT * FROM (
+    SELECT job, account, livemode,
+        CASE WHEN stopped_until > now() THEN 'stopped' WHEN failure IS NOT NULL THEN 'failing' ELSE 'ok' END AS state,
+        CASE WHEN stopped_until > now() THEN stopped ELSE failure END AS cause,
+        failed_at AS since, done_at
+    FROM stripe_jobs
+) AS jobs ORDER BY state = 'ok', job, account, livemode LIMIT %(jobs_max)s
+"""
+_STRIPE_CALLS: Final = """
+SELECT count(*) FILTER (WHERE given_up IS NULL) AS calls_waiting,
+    count(*) FILTER (WHERE given_up IS NOT NULL) AS calls_given_up
+FROM stripe_calls
+"""
+_FETCHED: Final = "SELECT sum(found) FROM stripe_jobs"
+# By their ends: the number of one that was asked for is older than its result.
+_RECONCILIATION: Final = """
+SELECT id, finished_at, outcome, drift, checks FROM reconciliations ORDER BY finished_at DESC, id DESC LIMIT 1
+"""
 
 
 def _worst(states: set[str], *, has_key: bool) -> Literal["ok", "failing", "stopped", "unset"]:
@@ -750,20 +741,17 @@ def _worst(states: set[str], *, has_key: bool) -> Literal["ok", "failing", "stop
 
 
 def _stripe(query: _Bounded, settings: Settings) -> Stripe | None:
-    jobs = query.answers(StripeJob, _STRIPE_JOBS)
+    jobs = query.answers(StripeJob, _STRIPE_JOBS, jobs_max=STRIPE_JOBS_MAX)
     if jobs is None:
         return None
     return Stripe(
         state=_worst({str(job.state) for job in jobs}, has_key=bool(settings.api_keys)),
         jobs=jobs,
         events_fetched=query.value(_FETCHED),
-        **query.row(_STRIPE_CALLS),
+        **query.row(_STRIPE_CALLS, "calls_waiting", "calls_given_up"),
     )
 
 
 def _reconciliation(query: _Bounded, now: datetime) -> Reconciliation | None:
-    runs = tables.reconciliations
-    names = (runs.c.id, runs.c.finished_at, runs.c.outcome, runs.c.drift, runs.c.checks)
-    # By their ends: the number of one that was asked for is older than its result.
-    rows = query.rows(select(*names).order_by(runs.c.finished_at.desc(), runs.c.id.desc()).limit(1))
+    rows = query.rows(_RECONCILIATION)
     return Reconciliation(**rows[0], age_seconds=_seconds(rows[0]["finished_at"], now)) if rows else None

@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from schemas import kinds
 from schemas.kinds import Kind
 from schemas.own_events import EVENT_IGNORED
 
@@ -57,7 +58,7 @@ PENDING_CAUSES: Final = ("database_refused", "database_busy", "machine_short")
 """Of a pending event that failed and is tried again."""
 CAUSES: Final = (*PARKED_CAUSES, *IGNORED_CAUSES, *PENDING_CAUSES)
 """Why an event has the state that it has, for programs; its ``reason`` is for people."""
-ORDER_STATUSES: Final = ("open", "processing", "paid", "failed", "expired", "complete")
+ORDER_STATUSES: Final = kinds.ORDER_STATUSES
 REFUND_STATUSES: Final = ("none", "partial", "full")
 CALL_PURPOSES: Final = ("expire", "session", "ledger", "credit_note", "object", "event")
 RECONCILED: Final = ("ok", "drift", "incomplete")

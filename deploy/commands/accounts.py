@@ -9,14 +9,13 @@ import typer
 from sqlalchemy import Connection
 
 from deploy import output
+from deploy.commands.bars import bars, shown_on
 from deploy.commands.base import (
     USAGE,
     ArchiveOption,
     FormatOption,
-    bars,
     opened_database,
     settings_here,
-    shown_on,
 )
 from deploy.output import Format, err
 from schemas import accounts, database

@@ -8,25 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from sqlalchemy import Engine, Table
-from sqlalchemy.exc import DBAPIError
 
 from deploy.local import discovery
 from deploy.output import Format, err
-from schemas import database, files, logs, lookup, migrate, progress
+from schemas import database, files, lines, migrate, single
 from schemas.database import Bounds
 from schemas.errors import (
     ConfigurationError,
@@ -37,6 +25,9 @@ from schemas.errors import (
     PayfoldError,
 )
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Table
 
 FAILED: Final = PayfoldError.exit_code
 USAGE: Final = ConfigurationError.exit_code
@@ -49,6 +40,7 @@ LOOK_SECONDS: Final = 0.5
 PAGE_BOUNDS: Final = Bounds(statement=5, lock=5, whole=8)
 """For reading a page; a connection that takes longer is taken for silent."""
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are printed.")]
 AccountOption = Annotated[str | None, typer.Option("--account", help="Only this Stripe account.")]
@@ -69,36 +61,24 @@ Until = Annotated[
 
 def settings_here() -> Settings:
     """Return the settings, with the embedded servers that run here if they name none, and set up logging by them."""
+    from schemas import logs
+
     settings = discovery.here(discovery.settings())
     logs.configure(settings)
     return settings
 
 
-def bars() -> Progress:
-    """Return the progress of long work, shown in a terminal and nowhere else."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+def settings_of_reader() -> Settings:
+    """Return the settings likewise, for a command that logs by ``schemas.lines`` alone, and hardly ever."""
+    settings = discovery.here(discovery.settings())
 
+    def configure() -> None:
+        from schemas import logs
 
-def shown_on(bar: Progress) -> progress.Progress:
-    """Return a function that shows each step of long work as a line of *bar*."""
-    tasks: dict[str, TaskID] = {}
+        logs.configure(settings)
 
-    def show(step: str, done: int, total: int) -> None:
-        if step not in tasks:
-            tasks[step] = bar.add_task(step, total=total)
-        bar.update(tasks[step], completed=done, total=total)
-
-    return show
+    lines.configure_later(configure)
+    return settings
 
 
 def logs_named(given: Sequence[str]) -> list[str]:
@@ -171,7 +151,7 @@ def require_writable(path: Path, option: str, *, is_replaced: bool = False) -> N
 
 
 @contextmanager
-def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -> Iterator[Engine]:
+def opened_database(*, behind_is_fine: bool = False, connections_max: int = 5) -> "Iterator[Engine]":
     """Yield an engine on the database, after checking that its schema is this release's."""
     engine = database.engine(settings_here().postgresql, connections_max=connections_max)
     try:
@@ -190,7 +170,7 @@ def patiently(read: Callable[[], Result], *, waits: bool) -> Result:
     while True:
         try:
             return read()
-        except (DatabaseAway, DBAPIError) as error:
+        except Exception as error:
             if not waits or not (isinstance(error, DatabaseAway) or database.is_busy(error)):
                 raise
             if not is_away:
@@ -204,17 +184,38 @@ def utc(moment: datetime | None) -> datetime | None:
     return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def one_row(engine: Engine, table: Table, key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
+def one_row(
+    engine: "Engine", table: "Table", key: str, *, account: str | None, livemode: bool | None
+) -> dict[str, Any]:
     """Return the row of *table* with the id *key*.
 
     Raises:
         NotFoundError: there is none.
         ConflictError: several accounts or modes have one.
     """
+    from schemas import lookup
+
     with database.transaction(engine) as connection:
         found = lookup.by_id(connection, table, key, account=account, livemode=livemode)
+    return dict(_only(found, key))
+
+
+def one_order(key: str, *, account: str | None, livemode: bool | None) -> dict[str, Any]:
+    """Return the order with the id *key*, likewise, by the driver alone.
+
+    Raises:
+        MigrationsPendingError: the schema is not this release's.
+    """
+    with database.reading(settings_of_reader().libpq) as driver:
+        with driver.cursor() as cursor:
+            if migrate.pending_for(cursor):
+                raise MigrationsPendingError
+        return _only(single.by_id(driver, "orders", single.ORDER, key, account=account, livemode=livemode), key)
+
+
+def _only(found: Sequence[Found], key: str) -> Found:
     if not found:
         raise NotFoundError(f"There is no {key} here.")
     if len(found) > 1:
         raise ConflictError(f"Several accounts or modes have {key}: say which (--account, --live, --test).")
-    return dict(found[0])
+    return found[0]

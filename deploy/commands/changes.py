@@ -9,6 +9,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from deploy import output
+from deploy.commands.bars import bars
 from deploy.commands.base import (
     LOOK_SECONDS,
     PAGE_BOUNDS,
@@ -17,7 +18,6 @@ from deploy.commands.base import (
     FormatOption,
     ModeOption,
     Since,
-    bars,
     opened_database,
     patiently,
     utc,

@@ -10,6 +10,7 @@ import typer
 from sqlalchemy import Engine
 
 from deploy import output
+from deploy.commands.bars import bars, shown_on
 from deploy.commands.base import (
     FAILED,
     USAGE,
@@ -19,11 +20,9 @@ from deploy.commands.base import (
     ModeOption,
     Since,
     Until,
-    bars,
     one_row,
     opened_database,
     require_writable,
-    shown_on,
     utc,
 )
 from deploy.commands.events_archive import events_archive

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from deploy import output
-from deploy.commands.base import TIMES, USAGE, FormatOption, bars, opened_database, shown_on, utc
+from deploy.commands.bars import bars, shown_on
+from deploy.commands.base import (
+    TIMES,
+    USAGE,
+    FormatOption,
+    opened_database,
+    utc,
+)
 from deploy.output import Format, err
 from schemas.errors import ConfigurationError
 

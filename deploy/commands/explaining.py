@@ -9,7 +9,7 @@ import typer
 from deploy import output
 from deploy.commands.base import TIMES, opened_database, utc
 from deploy.output import Format, err
-from schemas import database, lookup
+from schemas import database
 
 if TYPE_CHECKING:
     from worker.proof.explain import Explanation
@@ -34,6 +34,7 @@ def explain_row(
     form: Format,
 ) -> None:
     """Print the events that made the row *id_* of *table*, as they were known *as_of* a time."""
+    from schemas import lookup
     from worker.folds.facts import Subject
     from worker.proof import explain
 

@@ -1,18 +1,16 @@
 """The order table."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from deploy import output
-from deploy.commands.base import TIMES, AccountOption, FormatOption, ModeOption, one_row, opened_database, utc
+from deploy.commands.base import TIMES, AccountOption, FormatOption, ModeOption, one_order
 from deploy.commands.explaining import AsOf, explain_row
-from deploy.output import Format, err
-from schemas import database, lookup, search, tables
+from deploy.output import Format
 from schemas.errors import ConfigurationError
+from schemas.kinds import ORDER_STATUSES
 
 app: Final = typer.Typer(help="The order table.", no_args_is_help=True)
 CreatedSince = Annotated[
@@ -27,17 +25,11 @@ OrderId = Annotated[str, typer.Argument(metavar="ORDER", help="The id of its Che
 
 
 _LIMIT_MAX: Final = 10_000
-_ORDER_COLUMNS: Final = (
-    *("id", "status", "created", "amount_total", "refund_status", "customer_email", "customer", "client_reference_id"),
-    "payment_link",
-)
 
 
 @app.command("list")
 def orders_list(  # noqa: PLR0913, PLR0917 - an option each
-    status: Annotated[
-        str | None, typer.Option("--status", help=f"Only those {', '.join(tables.ORDER_STATUSES)}.")
-    ] = None,
+    status: Annotated[str | None, typer.Option("--status", help=f"Only those {', '.join(ORDER_STATUSES)}.")] = None,
     customer: Annotated[str | None, typer.Option("--customer", help="Only those of this customer.")] = None,
     email: Annotated[str | None, typer.Option("--email", help="Only those of this email, in any case.")] = None,
     payment_link: Annotated[str | None, typer.Option("--payment-link", help="Only those of this link.")] = None,
@@ -51,19 +43,18 @@ def orders_list(  # noqa: PLR0913, PLR0917 - an option each
     form: FormatOption = Format.TABLE,
 ) -> None:
     """List orders, newest first."""
-    if status is not None and status not in tables.ORDER_STATUSES:
-        raise ConfigurationError(f"--status is one of {', '.join(tables.ORDER_STATUSES)}.")
-    given = {"status": status, "customer": customer, "payment_link": payment_link, "invoice": invoice}
-    wanted = lookup.where(
-        tables.orders, {**given, "client_reference_id": reference, "account": account, "livemode": livemode}
-    )
-    wanted += lookup.created_within(tables.orders, utc(since), utc(until))
-    wanted += [] if email is None else [lookup.has_email(tables.orders.c.customer_email, email)]
-    with opened_database() as engine, database.transaction(engine) as connection:
-        query = lookup.newest(tables.orders, wanted, limit=limit, shown=tables.order_book)
-        found = [dict(row) for row in connection.execute(query).mappings()]
-    shown = _ORDER_COLUMNS if form is Format.TABLE else [column.name for column in tables.order_book.c]
-    output.rows([_as_shown(row, form) for row in found], shown, form, empty="No such order.")
+    if status is not None and status not in ORDER_STATUSES:
+        raise ConfigurationError(f"--status is one of {', '.join(ORDER_STATUSES)}.")
+    from deploy.commands.orders_found import print_list
+
+    given: dict[str, object] = {
+        "status": status,
+        "customer": customer,
+        "payment_link": payment_link,
+        "invoice": invoice,
+    }
+    given |= {"client_reference_id": reference, "account": account, "livemode": livemode}
+    print_list(given, email=email, since=since, until=until, limit=limit, form=form)
 
 
 @app.command("search")
@@ -76,27 +67,9 @@ def orders_search(
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Find orders by what is at hand: the id of any object, a number, an email, a reference, or an amount."""
-    with opened_database() as engine, database.transaction(engine) as connection:
-        hits = search.find(connection, text, account=account, livemode=livemode)
-        if not hits:
-            hits = search.in_events(connection, text, account=account, livemode=livemode, personal=True)
-    rows = [asdict(hit) for hit in hits[: search.HITS_MAX]]
-    shown = [_as_shown(row, form, "amount") for row in rows]
-    if form is Format.TABLE:
-        shown = [{**row, "orders": " ".join(order["id"] for order in row["orders"])} for row in shown]
-    output.rows(shown, _HIT_COLUMNS if form is Format.TABLE else _FIELDS_OF_HIT, form, empty="Nothing is found.")
-    if len(hits) > search.HITS_MAX:
-        err.print(f"Only the newest {search.HITS_MAX} are shown: narrow the search.")
+    from deploy.commands.orders_found import print_hits
 
-
-_HIT_COLUMNS: Final = ("kind", "id", "matched", "status", "amount", "created", "orders")
-_FIELDS_OF_HIT: Final = tuple(field.name for field in fields(search.Hit))
-
-
-def _as_shown(row: Mapping[str, Any], form: Format, amount: str = "amount_total") -> dict[str, Any]:
-    """Return *row* with its amount as money where people read it."""
-    is_read = form is Format.TABLE
-    return {**row, amount: output.amount(amount, row[amount], row["currency"])} if is_read else dict(row)
+    print_hits(text, account=account, livemode=livemode, form=form)
 
 
 @app.command("show")
@@ -104,8 +77,7 @@ def orders_show(
     order_id: OrderId, account: AccountOption = None, livemode: ModeOption = None, form: FormatOption = Format.TABLE
 ) -> None:
     """Show one order."""
-    with opened_database() as engine:
-        output.one(one_row(engine, tables.orders, order_id, account=account, livemode=livemode), form)
+    output.one(one_order(order_id, account=account, livemode=livemode), form)
 
 
 @app.command("explain")

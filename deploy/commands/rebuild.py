@@ -10,16 +10,15 @@ from rich.progress import Progress
 from sqlalchemy import Engine, func, select
 
 from deploy import output
+from deploy.commands.bars import bars, shown_on
 from deploy.commands.base import (
     DRIFT,
     FAILED,
     ArchiveOption,
     FormatOption,
-    bars,
     logs_named,
     opened_database,
     settings_here,
-    shown_on,
 )
 from deploy.output import Format, err
 from schemas import database, tables

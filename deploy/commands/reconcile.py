@@ -11,18 +11,17 @@ from rich.progress import Progress
 
 from api.report import results
 from deploy import output
+from deploy.commands.bars import bars, shown_on
 from deploy.commands.base import (
     DRIFT,
     FAILED,
     ArchiveOption,
     FormatOption,
     Since,
-    bars,
     logs_named,
     opened_database,
     require_writable,
     settings_here,
-    shown_on,
     utc,
 )
 from deploy.commands.jobs import opened_context

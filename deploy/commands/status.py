@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from deploy import output
-from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, settings_here
+from deploy.commands.base import FAILED, MIGRATIONS_PENDING, FormatOption, settings_of_reader
 from deploy.output import Format, err, lasting, shown
 from schemas import database
 from schemas.errors import DatabaseAway
@@ -45,7 +45,7 @@ def show(
     """
     from schemas.status import Limits
 
-    settings = settings_here()
+    settings = settings_of_reader()
     found = _read(settings, Limits() if silent_after is None else Limits(silent=silent_after))
     if form is Format.TABLE:
         _print(found)
@@ -64,22 +64,20 @@ def show(
 
 
 def _read(settings: Settings, limits: "Limits") -> "Status":
-    from schemas import broker, status
-    from worker import folds
+    from schemas import queues, status
+    from schemas.fold_version import FOLD_VERSION
 
-    redis = broker.redis(settings) if settings.redis_url else None
+    redis = queues.lengths(settings) if settings.redis_url else None
     state = status.broker_state(redis)
-    engine = database.engine(settings.postgresql, connections_max=1)
     try:
-        with database.transaction(engine, status.READ) as connection:
-            return status.read(connection, settings, broker=state, fold_version=folds.FOLD_VERSION, limits=limits)
+        with database.reading(settings.libpq, status.READ) as driver:
+            return status.read(driver, settings, broker=state, fold_version=FOLD_VERSION, limits=limits)
     except DatabaseAway as error:
         err.print(
             f"PostgreSQL does not answer, so check DATABASE_URL: {database.first_line(error.__cause__)}", style="red"
         )
         return status.away(state)
     finally:
-        engine.dispose()
         if redis is not None:
             redis.close()
 

@@ -1,7 +1,8 @@
 """The meaning of each event: pure functions from an event to facts, and from facts to a row.
 
-Nothing here reads a clock, opens a connection or logs. ``FOLD_VERSION`` rises whenever a fold would return other facts
-for an event that is already folded. The clock then queues the events that an older version folded.
+Nothing here reads a clock, opens a connection or logs. ``FOLD_VERSION``, in schemas/fold_version.py, rises whenever a
+fold would return other facts for an event that is already folded. The clock then queues the events that an older
+version folded.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from schemas.errors import Unfoldable
+from schemas.fold_version import FOLD_VERSION
 from schemas.own_events import EVENT_IGNORED, is_own
 from worker.folds import (
     balance,
@@ -26,8 +28,6 @@ from worker.folds import (
 )
 from worker.folds.facts import Event, Facts
 from worker.folds.join import RowSpec
-
-FOLD_VERSION: Final = 8
 
 Fold: TypeAlias = Callable[[Event], tuple[Facts, ...]]
 

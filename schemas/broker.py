@@ -49,7 +49,7 @@ RECONNECT_SECONDS_MAX: Final = 3
 """Between two tries of a consumer to connect."""
 RETRY_SECONDS: Final = 1.0
 WAKE_SECONDS_MIN: Final = 0.005
-"""Between two messages of one process, while deliveries are few: none waits longer for the message that announces it."""
+"""Between two messages of one process while deliveries are few: none waits longer for the one that announces it."""
 WAKE_SECONDS_BUSY: Final = 0.05
 """The same in a busy time, when each look at the broker holds up the deliveries themselves."""
 BUSY_RATE: Final = 2_000

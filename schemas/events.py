@@ -196,7 +196,7 @@ def _require_text(body: bytes) -> None:
 
 def _are_short_texts(*values: str | None) -> bool:
     # In a loop of its own: a generator costs as much again.
-    for value in values:  # noqa: SIM110
+    for value in values:
         if value is not None and not (0 < len(value) <= TEXT_CHARACTERS_MAX and value.isprintable()):
             return False
     return True

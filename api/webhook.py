@@ -6,7 +6,7 @@ A bare ASGI application, since each delivery would pay for request machinery tha
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,7 +27,9 @@ PATHS: Final = frozenset((PATH, f"{PATH}/"))
 BODY_BYTES_MAX: Final = 2 * 1024 * 1024
 
 _RECEIVED: Final = b'{"received":true}'
-_JSON: Final = b"application/json"
+_HEADERS: Final = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(_RECEIVED)))
+_ACCEPTED: Final[MutableMapping[str, Any]] = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+_ACCEPTED_BODY: Final[MutableMapping[str, Any]] = {"type": "http.response.body", "body": _RECEIVED}
 _PROBLEM: Final = problems.MEDIA_TYPE.encode()
 _RETRY_AFTER: Final = str(problems.RETRY_AFTER_SECONDS).encode()
 _OUTCOMES: Final = {recorded: recorded.name.lower() for recorded in Recorded}
@@ -88,7 +90,8 @@ class Webhook:
             _seldom.error("delivery.failed", kind=type(error).__name__)
             await _answer(send, 500, problems.document(500, problems.UNEXPECTED), _PROBLEM, *closing)
         else:
-            await _answer(send, 200, _RECEIVED, _JSON)
+            await send(_ACCEPTED)
+            await send(_ACCEPTED_BODY)
         finally:
             self._room.give_back(size)
 

@@ -68,7 +68,11 @@ RECONNECT_SECONDS_MAX: Final = 3
 """Between two tries of a consumer to connect."""
 RETRY_SECONDS: Final = 1.0
 WAKE_SECONDS_MIN: Final = 0.005
-"""Between two messages of one process: a delivery waits no longer than this for the message that announces it."""
+"""Between two messages of one process while deliveries are few: none waits longer for the one that announces it."""
+WAKE_SECONDS_BUSY: Final = 0.05
+"""The same in a busy time, when each look at the broker holds up the deliveries themselves."""
+BUSY_RATE: Final = 2_000
+"""So many wake-ups in a second are a busy time; with fewer, the pause is shorter in proportion."""
 _AWAY = (RedisError, OperationalError, CeleryError, OSError)
 
 _log = structlog.get_logger()
@@ -197,6 +201,12 @@ def _certificate_check(settings: Settings) -> ssl.VerifyMode:
     return ssl.CERT_REQUIRED if settings.redis_tls_verify else ssl.CERT_NONE
 
 
+def pause_after(shared: int, seconds: float) -> float:
+    """Return the seconds of the next pause between two messages, after *shared* wake-ups in the last, of *seconds*."""
+    share = shared / seconds / BUSY_RATE
+    return min(max(WAKE_SECONDS_MIN, share * WAKE_SECONDS_BUSY), WAKE_SECONDS_BUSY)
+
+
 class Waker:
     """Wakes the workers by a message, from a thread of its own, so that no request waits for the broker.
 
@@ -208,12 +218,15 @@ class Waker:
         self._app = celery(settings) if app is None else app
         self._redis = redis(settings)
         self._asked = threading.Event()
+        self._shared = 0
         self._over = threading.Event()
         self._thread = background.start("waker", self._work)
 
     def wake(self) -> None:
         """Ask for a message to be sent, soon; never waits and never fails."""
-        self._asked.set()
+        self._shared += 1
+        if not self._asked.is_set():
+            self._asked.set()
 
     def stop(self) -> None:
         """Send what is asked for and end the thread."""
@@ -222,7 +235,7 @@ class Waker:
         self._thread.join(timeout=SOCKET_SECONDS_MAX * 2)
 
     def _work(self) -> None:
-        is_away = False
+        is_away, pause = False, WAKE_SECONDS_MIN
         while not self._over.is_set():
             # While the broker is away it is asked again without being woken, so that its return is noticed.
             self._asked.wait(RETRY_SECONDS if is_away else None)
@@ -230,7 +243,9 @@ class Waker:
             if is_away != was_away:
                 _log.warning("broker.away") if is_away else _log.info("broker.back")
             # Requests in this pause share the next message, so that a busy minute does not load the broker.
-            self._over.wait(WAKE_SECONDS_MIN)
+            self._shared = 0
+            self._over.wait(pause)
+            pause = pause_after(self._shared, pause)
         if self._asked.is_set():
             self._send()
 

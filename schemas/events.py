@@ -9,12 +9,13 @@ Note [A readable event is recorded]
 
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from schemas.errors import BodyEmpty, BodyNotJson, BodyNotText, NotAnEvent
 
@@ -38,7 +39,6 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 """By object type, the keys of its credentials. Their values never reach a table, a log or an answer."""
 
 BLANK = b'""'
-_ABSENT = Raw(b"")
 _PLACES = ("data.object", "data.previous_attributes")
 # A shorter value could stand elsewhere in the payload by accident, so only its place is blanked.
 _UNMISTAKABLE_BYTES = 16
@@ -65,16 +65,34 @@ class Envelope(Struct, frozen=True):
     redacted: tuple[str, ...]
 
 
+class _Met(str):
+    """A text that the decoder has met. It counts them, so that none is missed of several under one key."""
+
+    __slots__ = ()
+
+
+class _Kind(_Met):
+    """An object's type, or a text under a key that the slow way takes for a path, such as ``data.object``."""
+
+    __slots__ = ()
+
+
+class _Secret(_Met):
+    """A text under the key of a credential, of whatever object."""
+
+    __slots__ = ()
+
+
 class _Credentials(Struct):
-    client_secret: Raw = _ABSENT
-    hosted_invoice_url: Raw = _ABSENT
-    invoice_pdf: Raw = _ABSENT
-    pdf: Raw = _ABSENT
-    url: Raw = _ABSENT
+    client_secret: _Secret | None = None
+    hosted_invoice_url: _Secret | None = None
+    invoice_pdf: _Secret | None = None
+    pdf: _Secret | None = None
+    url: _Secret | None = None
 
 
 class _Object(_Credentials):
-    object: str | None = None
+    object: _Kind | None = None
     id: str | None = None
 
 
@@ -96,7 +114,43 @@ class _Event(Struct):
     context: str | None = None
 
 
-_decode_event = msgspec.json.Decoder(_Event).decode
+def _wary(of: type[Struct], paths: Iterable[str], **instead: type[Struct]) -> Any:  # noqa: ANN401 - a made type
+    """Return the shape *of* with a field under each of *paths*, so that the decoder meets a key with dots in it."""
+    fields = [
+        (f"at_{number}", _Kind | None, msgspec.field(default=None, name=path)) for number, path in enumerate(paths)
+    ]
+    return msgspec.defstruct(of.__name__, [*instead.items(), *fields], bases=(of,), kw_only=True)
+
+
+def _paths(place: str) -> list[str]:
+    members = [*_Object.__struct_fields__] if place.endswith("object") else [*_Credentials.__struct_fields__]
+    return [f"{place}.{member}" for member in members if member != "id"]
+
+
+_WARY_DATA: Final = _wary(_Data, (path for name in _Data.__struct_fields__ for path in _paths(name)))
+_WARY_EVENT: Final = _wary(_Event, (*_PLACES, *(path for name in _PLACES for path in _paths(name))), data=_WARY_DATA)
+
+
+class _Decoder(threading.local):
+    """The decoder of one thread, and the types of the texts that it met in the last body."""
+
+    def __init__(self) -> None:
+        self.met: list[type[_Met]] = []
+        self._decode: Callable[[bytes], _Event] = msgspec.json.Decoder(_WARY_EVENT, dec_hook=self._meet).decode
+
+    def decode(self, body: bytes) -> _Event:
+        """Return the event in *body*; raises as msgspec does, also where something else than a text is met."""
+        self.met.clear()
+        return self._decode(body)
+
+    def _meet(self, kind: type[_Met], value: object) -> _Met:
+        if type(value) is not str:
+            raise TypeError
+        self.met.append(kind)
+        return kind(value)
+
+
+_decoder: Final = _Decoder()
 
 
 def read(body: bytes) -> Envelope:
@@ -109,13 +163,12 @@ def read(body: bytes) -> Envelope:
         raise BodyEmpty
     _require_text(body)
     try:
-        event = _decode_event(body)
+        event = _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return _read_odd(body)
     account = event.account or _account_in(event.context)
-    if not _are_short_texts(
-        event.id, event.type, account, event.api_version, event.data.object.object, event.data.object.id
-    ):
+    about = event.data.object
+    if not _are_short_texts(event.id, event.type, account, event.api_version, about.object, about.id):
         return _read_odd(body)
     payload, redacted = _blank(body, event.data)
     return Envelope(
@@ -125,8 +178,8 @@ def read(body: bytes) -> Envelope:
         livemode=event.livemode,
         account=account,
         api_version=event.api_version,
-        object_type=event.data.object.object,
-        object_id=event.data.object.id,
+        object_type=None if about.object is None else str(about.object),
+        object_id=about.id,
         payload=payload,
         redacted=redacted,
     )
@@ -142,7 +195,11 @@ def _require_text(body: bytes) -> None:
 
 
 def _are_short_texts(*values: str | None) -> bool:
-    return all(value is None or (0 < len(value) <= TEXT_CHARACTERS_MAX and value.isprintable()) for value in values)
+    # In a loop of its own: a generator costs as much again.
+    for value in values:
+        if value is not None and not (0 < len(value) <= TEXT_CHARACTERS_MAX and value.isprintable()):
+            return False
+    return True
 
 
 def _require_created(created: object) -> int:
@@ -154,68 +211,54 @@ def _require_created(created: object) -> int:
 
 
 def _blank(body: bytes, data: _Data) -> tuple[bytes, tuple[str, ...]]:
-    kind = data.object.object or ""
-    if not _says_once(body, kind):
-        return _Parts(body).blanked()
-    payload, redacted = body, []
-    for key in CREDENTIALS.get(kind, ()):
-        values = [bytes(getattr(holder, key, _ABSENT)) for holder in (data.object, data.previous_attributes)]
-        told, found = sum(value != b"" for value in values), body.count(name := b'"%b"' % key.encode())
-        if found != told and found != told + _further_in(body, key, name):
-            return _Parts(body).blanked()
-        for place, value in zip(_PLACES, values, strict=True):
-            if value in _NOTHING:
-                continue
-            if not _is_unmistakable(value):
-                return _Parts(body).blanked()
-            payload = payload.replace(value, BLANK)
-            redacted.append(f"{place}.{key}")
-    return payload, tuple(sorted(redacted))
+    """Return *body* without the credentials of its object, and their paths; *data* is what was just decoded.
 
-
-class _Untyped(Struct):
-    object: dict[str, Raw]
-    previous_attributes: dict[str, Raw] | None = None
-
-
-class _UntypedEvent(Struct):
-    data: _Untyped
-
-
-_decode_untyped = msgspec.json.Decoder(_UntypedEvent).decode
-
-
-def _further_in(body: bytes, key: str, name: bytes) -> int:
-    """Return how often *name* stands within the values of the other keys, where a *key* further in is no credential.
-
-    If a key stands twice in an object, its first value is not among them and is missed.
+    The decoder counts each kind and each text under a credential's key, through escapes and under keys given twice.
+    What it counted and did not return was under such a key, and is left to the slow way.
     """
-    data = _decode_untyped(body).data
-    holders = (data.object, data.previous_attributes or {})
-    return sum(bytes(value).count(name) for holder in holders for other, value in holder.items() if other != key)
+    met, kind = _decoder.met, data.object.object
+    if met.count(_Kind) != (kind is not None):
+        return _Parts(body).blanked()
+    keys = CREDENTIALS.get(kind or "")
+    if not keys or len(met) == 1:
+        return body, ()
+    found = _texts(data, keys)
+    if len(found) != met.count(_Secret):
+        return _Parts(body).blanked()
+    payload = body
+    for text in found.values():
+        value = b'"%b"' % text.encode()
+        if text and not _is_unmistakable(value):
+            return _Parts(body).blanked()
+        payload = payload.replace(value, BLANK)
+    if b"\\" in body and not _is_blank(payload, keys):
+        return _Parts(body).blanked()  # a text written with escapes stands in the body in another form
+    return payload, tuple(sorted(path for path, text in found.items() if text))
 
 
-# The decoder keeps the last of two values under one key, and reads a key through its escapes.
-_NOTHING = (b"", b"null", BLANK)
-_ESCAPED_NAME = re.compile(rb"\\u00(?:[4-7]|2[eE])")
-_NAMES = [(kind, kind.encode()) for kind in CREDENTIALS]
-_AS_VALUE = {kind: re.compile(b'"%b"\\s*[,}\\]]' % re.escape(name)) for kind, name in _NAMES}
+def _texts(data: _Data, keys: tuple[str, ...]) -> dict[str, _Secret]:
+    """Return the texts under *keys* by their paths."""
+    texts = {}
+    for place, holder in zip(_PLACES, (data.object, data.previous_attributes), strict=True):
+        for key in keys:
+            text = getattr(holder, key, None)
+            if text is not None:
+                texts[f"{place}.{key}"] = text
+    return texts
 
 
-def _says_once(body: bytes, kind: str) -> bool:
-    """Return whether no part of *body* but an object of the type *kind* can hold a credential to blank."""
-    if b"\\u00" in body and _ESCAPED_NAME.search(body):
+def _is_blank(payload: bytes, keys: tuple[str, ...]) -> bool:
+    try:
+        return not any(_texts(_decoder.decode(payload).data, keys).values())
+    except msgspec.DecodeError:
         return False
-    # In a loop of its own: a generator costs as much again.
-    for other, name in _NAMES:  # noqa: SIM110
-        if name in body and other != kind and _AS_VALUE[other].search(body):
-            return False
-    return True
 
 
 def _is_unmistakable(value: bytes) -> bool:
     return len(value) >= _UNMISTAKABLE_BYTES and value[:1] == b'"'
 
+
+_NOTHING = (b"", b"null", BLANK)
 
 # What follows reads the events that the quick way cannot: slowly, part by part, and without recursion.
 

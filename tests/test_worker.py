@@ -159,6 +159,15 @@ def test_a_wake_up_is_coalesced(settings: Settings, waiting: "redis.Redis") -> N
     assert waiting.llen(broker.FOLD_QUEUE) == 1
 
 
+@pytest.mark.parametrize(
+    ("shared", "seconds", "next_seconds"),
+    [(0, 0.005, 0.005), (1, 0.005, 0.005), (5, 0.005, 0.025), (10, 0.005, 0.05), (50, 0.005, 0.05), (50, 0.05, 0.025)],
+)
+def test_wake_ups_are_rarer_in_a_busy_time(shared: int, seconds: float, next_seconds: float) -> None:
+    """Up to 200 wake-ups a second the pause is 5 milliseconds, at 1,000 it is 25, and from 2,000 on 50."""
+    assert broker.pause_after(shared, seconds) == pytest.approx(next_seconds)
+
+
 def until_length(client: "redis.Redis", length: int) -> None:
     """Return once *length* messages wait."""
     until(lambda: client.llen(broker.FOLD_QUEUE) == length)

@@ -62,10 +62,10 @@ class Sizes:
 
 # Acknowledging.
 
-ACKS: Final = Target(0.35, aim=0.45, floor=0.08)
+ACKS: Final = Target(0.3, aim=0.35, floor=0.08)
 PLAIN_ACKS: Final = Target(8)
 LATENCY_P50: Final = Target(5, at_least=False)
-LATENCY_P99: Final = Target(30, at_least=False)
+LATENCY_P99: Final = Target(20, at_least=False)
 
 
 def acks(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:

@@ -268,7 +268,8 @@ def _columns(session: CheckoutSession) -> dict[str, Value]:
         created=moment(session.created),
         expires_at=moment(session.expires_at),
     )
-    return columns | _presentment(session)
+    presented = _presentment(session)
+    return columns | presented if presented else columns
 
 
 def _presentment(session: CheckoutSession) -> dict[str, Value]:
@@ -301,11 +302,11 @@ def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
     # If the collected information is null, or its address is null, no address was collected.
     newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else collected
-    # Some versions have both a newer and an older field, and fill only the older one.
     places = (newest, session.shipping_details, session.shipping)
-    filled = next((place for place in places if isinstance(place, _Shipping)), None)
-    if filled is not None:
-        return cast("Value", msgspec.to_builtins(filled))
+    # Some versions have both a newer and an older field, and fill only the older one.
+    for place in places:
+        if isinstance(place, _Shipping):
+            return cast("Value", msgspec.to_builtins(place))
     return None if None in places else UNSET
 
 

@@ -51,6 +51,11 @@ class Moved(NamedTuple):
     source: str
     is_refunded: bool
 
+    @property
+    def leads_on(self) -> bool:
+        """Whether it names an object that refunds may name as well. An open order often names none."""
+        return self.payment_intent is not None or self.charge is not None or self.invoice is not None
+
 
 def moved(rows: Mapping[Subject, Joined], known: Mapping[Subject, Row]) -> list[Moved]:
     """Return those of *rows* that may change the sum of an order's refunds and differ from the *known* row."""
@@ -168,9 +173,9 @@ ORDER BY livemode, c.id LIMIT %s
 
 def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
     """Return those of *moved* that lead to a refund, or to a charge that reports one."""
-    asked = [each for each in moved if not each.is_refunded]
+    asked = [each for each in moved if not each.is_refunded and each.leads_on]
     if not asked:
-        return moved
+        return [each for each in moved if each.is_refunded]
     cursor.execute(
         _REFUNDED,
         (

@@ -279,9 +279,8 @@ def _lay(spec: RowSpec, row: Row, step: Facts) -> Row:
     laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
     if spec.clock_rank is not None and "as_of" in row and spec.rank_of(row) == spec.clock_rank:
         laid[spec.clock_moment] = None
-    for name, reference in step.references.items():
-        if reference is not None:
-            laid[name] = reference
+    if step.references:
+        laid |= {name: reference for name, reference in step.references.items() if reference is not None}
     for name, moment in step.moments.items():
         known = laid[name]
         laid[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only

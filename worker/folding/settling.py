@@ -361,10 +361,10 @@ def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subjec
     if not intents:
         return {}
     cursor.execute(_HAVE_PAYMENT, id_arrays(intents))
-    asked = zip(cursor.fetchall()[0], _OF_PAYMENT, strict=True)
-    charges, refunds, canceled = (
-        _by_intent(cursor, statement, intents) if is_any else defaultdict(list) for is_any, statement in asked
-    )
+    charges, refunds, canceled = [
+        _by_intent(cursor, statement, intents if is_any else ())
+        for is_any, statement in zip(cursor.fetchall()[0], _OF_PAYMENT, strict=True)
+    ]
     found = {
         intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
     }
@@ -397,6 +397,8 @@ def _intent_of(subject: Subject, row: Row) -> Subject:
 
 def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> dict[Subject, list[Row]]:
     found: dict[Subject, list[Row]] = defaultdict(list)
+    if not intents:
+        return found
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
         for row in rows.execute(statement, id_arrays(intents)):
             found[Subject("payment_intents", row["account"], row["livemode"], row.pop("of_intent"))].append(row)

@@ -384,7 +384,7 @@ def _endings(
     edges: Sequence[_Edge], starts: Sequence[Hashable | None], testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
     """Return an ending for every end that an order of *edges* from one of *starts* with the fewest gaps may have."""
-    walk = _walk(edges) if testimony is None else None
+    walk = _walk(edges, rules) if testimony is None else None
     if walk is not None:
         begun = walk[0].before
         for start in (begun, None):
@@ -407,29 +407,30 @@ def _endings(
     return [each for each in found if each.start is not None] or found
 
 
-def _walk(edges: Sequence[_Edge]) -> list[_Edge] | None:
+def _walk(edges: Sequence[_Edge], rules: Rules) -> list[_Edge] | None:
     """Return *edges* as one walk through different states; None if they are no such walk, or too many to order.
 
-    Most seconds are one. Then no other order of the edges has no gap, and none of them is a twin. In each state the
-    walk first takes the step that leads back to the state, if there is one.
+    Most seconds are one. Then no other order of the edges has no gap. In each state the walk first takes the steps that
+    lead back to it. Several of them may be twins, but leaving one out makes a difference only if the moves count.
     """
     onward = {edge.before: edge for edge in edges if edge.before != edge.after}
-    staying = {edge.before: edge for edge in edges if edge.before == edge.after}
+    staying = _by_end(edge for edge in edges if edge.before == edge.after)
+    stays = sum(map(len, staying.values()))
     entered = {edge.after for edge in onward.values()}
-    if not len(entered) == len(onward) == len(edges) - len(staying) or len(edges) > CHAIN_STEPS_MAX:
+    if not len(entered) == len(onward) == len(edges) - stays or len(edges) > CHAIN_STEPS_MAX:
         return None
     begins = [*(onward or staying).keys() - entered]
-    if len(begins) != 1:
+    if len(begins) != 1 or (rules.counts and stays > len(staying)):
         return None
     found: list[_Edge] = []
     state: Hashable = begins[0]
-    while steps := [each[state] for each in (staying, onward) if state in each]:
-        found += steps
-        if steps[-1].after == state:
-            break
-        state = steps[-1].after
-    # Others are circles, or steps that lead back to states outside the walk.
-    return found if len(found) == len(edges) else None
+    while True:
+        found += _preferred(staying.get(state, ()), rules.prefer)[::-1]
+        if state not in onward:
+            # What is left are circles, or steps that lead back to states outside the walk.
+            return found if len(found) == len(edges) else None
+        found.append(onward[state])
+        state = onward[state].after
 
 
 def _beginnings(

@@ -36,11 +36,15 @@ WHERE connamespace = to_regnamespace(:schema) AND contype <> 'n'
 UNION ALL
 SELECT 'index', tablename, '', '', '', substr(indexdef, strpos(indexdef, ' USING ')) FROM pg_indexes
 WHERE schemaname = CAST(:schema AS text)
+UNION ALL
+SELECT 'option', relname, '', '', '', option FROM pg_class, unnest(reloptions) AS option
+WHERE relnamespace = to_regnamespace(:schema) AND relkind IN ('r', 'p') AND NOT relispartition
+    AND starts_with(option, 'fillfactor=')
 """
 
 
 def catalogue(connection: Connection, schema: str) -> set[str]:
-    """Return PostgreSQL's description of the tables in *schema*: a line for each column, constraint and index."""
+    """Return PostgreSQL's description of the tables in *schema*: its columns, constraints, indexes and fill factors."""
     rows = connection.execute(text(CATALOGUE), {"schema": schema})
     lines = {" ".join(map(str, row)).replace(f"{schema}.", "") for row in rows}
     # Partitions are left out: they are made as they are needed.

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -322,12 +322,20 @@ def test_money_is_summed_by_currency(shop: Engine) -> None:
 # ---- Swaps ----
 
 
+_OPTIONS: Final = """
+SELECT relname, reloptions FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND reloptions IS NOT NULL ORDER BY 1
+"""
+
+
 def test_a_swap_undoes_every_edit(shop: Engine) -> None:
-    """A swap restores the tables' contents, and keeps their grants, views and indexes."""
+    """A swap restores the tables' contents, and keeps their grants, views, indexes and options."""
     run(shop, "GRANT SELECT ON orders, order_book TO pg_monitor")
     run(shop, "CREATE VIEW of_the_shop AS SELECT id, amount_total FROM orders")
     before = digests(shop)
     indexes = run(shop, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")
+    options = run(shop, _OPTIONS)
+    assert ("charges", ["fillfactor=90"]) in options
     changes = run(shop, "SELECT count(*) FROM changes")
     Edits(shop, 5).make(200)
     run(shop, "UPDATE anomalies SET resolved_at = now()")
@@ -341,6 +349,7 @@ def test_a_swap_undoes_every_edit(shop: Engine) -> None:
     with rebuild.rebuilt(shop) as made:
         assert found_in(made) == []
     assert run(shop, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1") == indexes
+    assert run(shop, _OPTIONS) == options
     assert run(shop, "SELECT has_table_privilege('pg_monitor', 'orders', 'SELECT')") == [(True,)]
     assert run(shop, "SELECT sum(amount_total) FROM of_the_shop") == run(shop, "SELECT sum(amount_total) FROM orders")
     assert run(shop, "SELECT count(*) FROM changes") == [(changes[0][0] + appended,)]

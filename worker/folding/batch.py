@@ -73,6 +73,8 @@ class Saved:
     known: dict[Subject, Row]
     gone: list[Subject]
     judged: Sequence[tuple[Claimed, folds.Verdict]] = ()
+    is_alone: bool = False
+    """Whether others are already kept from appending to the feed."""
 
     @cached_property
     def fresh(self) -> dict[Key, str]:

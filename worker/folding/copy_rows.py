@@ -23,7 +23,8 @@ FORMAT: Final = sql.SQL("FORMAT csv, NULL 'null', ESCAPE '\\'")
 
 _encode = msgspec.json.Encoder().encode
 _ESCAPED: Final = re.compile(rb"\\(?:u([0-9a-f]{4})|(.))")
-_CONTROL: Final = re.compile(rb"\\[bfnrtu]")
+_MAY_BE_CONTROL: Final = re.compile(rb'\\[^"]')
+"""Most backslashes of a line escape a quote. Only behind another one may a control character be found."""
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
@@ -33,7 +34,7 @@ class Form:
     def __init__(self, table: Table, named: Sequence[str] = ()) -> None:
         names = named or [column.name for column in table.columns]
         self._names = names
-        self._json = [name for name in names if isinstance(table.columns[name].type, JSONB)]
+        self._json = [index for index, name in enumerate(names) if isinstance(table.columns[name].type, JSONB)]
         self._values = itemgetter(*names)
 
     @property
@@ -43,18 +44,19 @@ class Form:
 
     def line(self, row: Mapping[str, Any]) -> bytes:
         """Return *row* as a line with its line end."""
+        values = self._values(row)
         if self._json:
-            nested = {name: _encode(row[name]).decode() for name in self._json if row[name] is not None}
-            row = {**row, **nested} if nested else row
-        return line(self._values(row))
+            values = list(values)
+            for index in self._json:
+                if values[index] is not None:
+                    values[index] = _encode(values[index]).decode()
+        return line(values)
 
 
 def line(values: Sequence[Any]) -> bytes:
     """Return *values*, none of them JSON, as a line with its line end."""
     written = _encode(values)[1:-1] + b"\n"
-    if b"\\" in written and _CONTROL.search(written.replace(b"\\\\", b"")):
-        return _ESCAPED.sub(_unescaped, written)
-    return written
+    return _ESCAPED.sub(_unescaped, written) if _MAY_BE_CONTROL.search(written) else written
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

@@ -305,7 +305,8 @@ def _project(cursor: Cursor, part: Part, now: datetime, fold_version: int, *, wi
         del saved.rows[subject]
     save_rows(cursor, saved)
     note_anomalies(cursor, saved, now)
-    _conclude(cursor, part.outcomes, now, fold_version)
+    all_new = not any(each.is_refold for each, _ in part.judged)
+    _conclude(cursor, part.outcomes, now, fold_version, all_new=all_new)
     _note_ignored(cursor, [event for event in events if event.type == EVENT_IGNORED])
     reasons = Reasons(part, withheld)
     owes = _settle(cursor, saved, left_open, reasons, now)
@@ -359,6 +360,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     if not left_open and not any(ways):
         return False
     keep_others_from_appending(cursor)
+    saved.is_alone = True
     own = left_open.keys() | saved.rows.keys() | set(saved.gone)
     found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]
     held = try_locks(cursor, found)
@@ -449,31 +451,39 @@ def _judge(claimed: Claimed) -> folds.Verdict:
     return folds.judge(claimed.event)
 
 
-def _conclude(cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_version: int) -> None:
-    """Write the outcomes of the events and delete the events from ``pending``."""
-    seqs = integer_array(outcome.seq for outcome in outcomes)
+def _conclude(
+    cursor: Cursor, outcomes: Sequence[Outcome], now: datetime, fold_version: int, *, all_new: bool = False
+) -> None:
+    """Write the outcomes of the events, of which *all_new* had none, and delete the events from ``pending``."""
     cursor.execute(
-        """
-        INSERT INTO outcomes AS known (seq, state, reason, cause, attempts, folded_at, fold_version)
-        SELECT seq, state, nullif(reason, ''), nullif(cause, ''), attempts, %s, %s
-        FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[])
-            AS t (seq, state, reason, cause, attempts)
-        ON CONFLICT (seq) DO UPDATE SET
-            state = excluded.state, reason = excluded.reason, cause = excluded.cause,
-            attempts = least(known.attempts::integer + excluded.attempts, 32767),
-            folded_at = excluded.folded_at, fold_version = excluded.fold_version
-        """,
-        (
-            now,
-            fold_version,
-            seqs,
-            text_array([outcome.state for outcome in outcomes]),
-            text_array([outcome.reason or "" for outcome in outcomes]),
-            text_array([outcome.cause or "" for outcome in outcomes]),
-            integer_array(min(outcome.attempts, 32767) for outcome in outcomes),
-        ),
+        _CONCLUDE_NEW if all_new else _CONCLUDE,
+        {
+            "now": now,
+            "fold_version": fold_version,
+            "seqs": integer_array(outcome.seq for outcome in outcomes),
+            "states": text_array([outcome.state for outcome in outcomes]),
+            "reasons": text_array([outcome.reason or "" for outcome in outcomes]),
+            "causes": text_array([outcome.cause or "" for outcome in outcomes]),
+            "attempts": integer_array(min(outcome.attempts, 32767) for outcome in outcomes),
+        },
     )
-    cursor.execute("DELETE FROM pending WHERE seq = ANY(%s::bigint[])", (seqs,))
+
+
+_CONCLUDE_NEW: Final = """
+WITH gone AS (DELETE FROM pending WHERE seq = ANY (%(seqs)s::bigint[]))
+INSERT INTO outcomes AS known (seq, state, reason, cause, attempts, folded_at, fold_version)
+SELECT seq, state, nullif(reason, ''), nullif(cause, ''), attempts, %(now)s, %(fold_version)s
+FROM unnest(%(seqs)s::bigint[], %(states)s::text[], %(reasons)s::text[], %(causes)s::text[], %(attempts)s::integer[])
+    AS t (seq, state, reason, cause, attempts)
+"""
+# Looking for outcomes to replace takes as long as writing them, so it is left out where there are none.
+_CONCLUDE: Final = f"""
+{_CONCLUDE_NEW}
+ON CONFLICT (seq) DO UPDATE SET
+    state = excluded.state, reason = excluded.reason, cause = excluded.cause,
+    attempts = least(known.attempts::integer + excluded.attempts, 32767),
+    folded_at = excluded.folded_at, fold_version = excluded.fold_version
+"""
 
 
 def _note_ignored(cursor: Cursor, words: Sequence[Event]) -> None:

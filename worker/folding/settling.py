@@ -360,7 +360,11 @@ def payments_of(cursor: Cursor, orders: Mapping[Subject, Joined]) -> dict[Subjec
     intents = {_intent_of(subject, joined.row) for subject, joined in orders.items()}
     if not intents:
         return {}
-    charges, refunds, canceled = (_by_intent(cursor, statement, intents) for statement in _OF_PAYMENT)
+    cursor.execute(_HAVE_PAYMENT, id_arrays(intents))
+    charges, refunds, canceled = [
+        _by_intent(cursor, statement, intents if is_any else ())
+        for is_any, statement in zip(cursor.fetchall()[0], _OF_PAYMENT, strict=True)
+    ]
     found = {
         intent: Payment(charges[intent], refunds[intent], next(iter(canceled[intent]), None)) for intent in intents
     }
@@ -393,6 +397,8 @@ def _intent_of(subject: Subject, row: Row) -> Subject:
 
 def _by_intent(cursor: Cursor, statement: str, intents: Collection[Subject]) -> dict[Subject, list[Row]]:
     found: dict[Subject, list[Row]] = defaultdict(list)
+    if not intents:
+        return found
     with cursor.connection.cursor(row_factory=dict_row, binary=True) as rows:
         for row in rows.execute(statement, id_arrays(intents)):
             found[Subject("payment_intents", row["account"], row["livemode"], row.pop("of_intent"))].append(row)
@@ -419,25 +425,25 @@ WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u
     AND i.created = coalesce(t.captured_at, t.released_at)
 ORDER BY i.type IN ('charge.captured', 'charge.expired') DESC, i.type = 'charge.updated', i.source = 'observation', i.id
 """
+_PAID_BY: Final = "({0}.account, {0}.livemode, {0}.payment_intent) = (k.account, k.livemode, k.payment_intent)"
+_CHARGES: Final = f"charges AS c WHERE {_PAID_BY.format('c')}"
+_RELEASED: Final = f"refunds AS r WHERE {_PAID_BY.format('r')} AND r.reason = '{payment.RELEASED}'"
+_RELEASED_CHARGES: Final = f"""
+charges AS c JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)
+WHERE {_PAID_BY.format("c")} AND r.reason = '{payment.RELEASED}'
+"""
+_CANCELED: Final = """
+payment_intents AS p WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)
+"""
+# Whether any of the intents has charges, releasing refunds and a cancellation. Most have none of the last two.
+_HAVE_PAYMENT: Final = f"""
+SELECT bool_or(EXISTS (SELECT FROM {_CHARGES} OFFSET 0)),
+    bool_or(EXISTS (SELECT FROM {_RELEASED} OFFSET 0) OR EXISTS (SELECT FROM {_RELEASED_CHARGES} OFFSET 0)),
+    bool_or(EXISTS (SELECT FROM {_CANCELED} OFFSET 0))
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, payment_intent)
+"""
 _OF_PAYMENT: Final = (
-    _OF_INTENT.format(
-        rows="SELECT * FROM charges AS c"
-        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)",
-        event=_MOVING_CHARGE,
-    ),
-    _OF_INTENT.format(
-        rows="SELECT * FROM refunds AS r"
-        " WHERE (r.account, r.livemode, r.payment_intent) = (k.account, k.livemode, k.payment_intent)"
-        f" AND r.reason = '{payment.RELEASED}'"
-        " UNION SELECT r.* FROM charges AS c"
-        " JOIN refunds AS r ON (r.account, r.livemode, r.charge) = (c.account, c.livemode, c.id)"
-        " WHERE (c.account, c.livemode, c.payment_intent) = (k.account, k.livemode, k.payment_intent)"
-        f" AND r.reason = '{payment.RELEASED}'",
-        event=_DECIDING,
-    ),
-    _OF_INTENT.format(
-        rows="SELECT * FROM payment_intents AS p"
-        " WHERE (p.account, p.livemode, p.id) = (k.account, k.livemode, k.payment_intent)",
-        event=_DECIDING,
-    ),
+    _OF_INTENT.format(rows=f"SELECT * FROM {_CHARGES}", event=_MOVING_CHARGE),
+    _OF_INTENT.format(rows=f"SELECT * FROM {_RELEASED} UNION SELECT r.* FROM {_RELEASED_CHARGES}", event=_DECIDING),
+    _OF_INTENT.format(rows=f"SELECT * FROM {_CANCELED}", event=_DECIDING),
 )

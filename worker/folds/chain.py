@@ -210,7 +210,7 @@ class _Ending:
 
     The edges *left_out* are twins. The ending *is_doubtful* if not all of them have to be left out. It is not
     *is_countable* if more could be left out with the same end. If it *is_unordered*, only its last edge is known, which
-    leads to *end*.
+    leads to *end*. With *is_walk* the edges are in their order, and no other order has as few gaps.
     """
 
     edges: Sequence[_Edge]
@@ -221,6 +221,7 @@ class _Ending:
     is_doubtful: bool = False
     is_unordered: bool = False
     is_countable: bool = True
+    is_walk: bool = False
 
 
 @dataclass(frozen=True)
@@ -383,6 +384,12 @@ def _endings(
     edges: Sequence[_Edge], starts: Sequence[Hashable | None], testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
     """Return an ending for every end that an order of *edges* from one of *starts* with the fewest gaps may have."""
+    walk = _walk(edges, rules) if testimony is None else None
+    if walk is not None:
+        begun = walk[0].before
+        for start in (begun, None):
+            if start in starts:
+                return [_Ending(walk, start, 0, walk[-1].after, is_walk=True)]
     kept, left_out, floor = _by_testimony(edges, testimony, rules)
     twins = _Twins(kept, floor) if rules.may_repeat else _NO_TWINS
     found: list[_Ending] = []
@@ -398,6 +405,32 @@ def _endings(
     found = [each for each in found if each.gaps == fewest]
     # A guessed beginning counts only if no known earlier state fits as well.
     return [each for each in found if each.start is not None] or found
+
+
+def _walk(edges: Sequence[_Edge], rules: Rules) -> list[_Edge] | None:
+    """Return *edges* as one walk through different states; None if they are no such walk, or too many to order.
+
+    Most seconds are one. Then no other order of the edges has no gap. In each state the walk first takes the steps that
+    lead back to it. Several of them may be twins, but leaving one out makes a difference only if the moves count.
+    """
+    onward = {edge.before: edge for edge in edges if edge.before != edge.after}
+    staying = _by_end(edge for edge in edges if edge.before == edge.after)
+    stays = sum(map(len, staying.values()))
+    entered = {edge.after for edge in onward.values()}
+    if not len(entered) == len(onward) == len(edges) - stays or len(edges) > CHAIN_STEPS_MAX:
+        return None
+    begins = [*(onward or staying).keys() - entered]
+    if len(begins) != 1 or (rules.counts and stays > len(staying)):
+        return None
+    found: list[_Edge] = []
+    state: Hashable = begins[0]
+    while True:
+        found += _preferred(staying.get(state, ()), rules.prefer)[::-1]
+        if state not in onward:
+            # What is left are circles, or steps that lead back to states outside the walk.
+            return found if len(found) == len(edges) else None
+        found.append(onward[state])
+        state = onward[state].after
 
 
 def _beginnings(
@@ -498,10 +531,14 @@ def _movers(edges: Sequence[_Edge]) -> Iterator[Hashable]:
 
 
 def _edges(group: Sequence[Facts], names: Sequence[str]) -> list[_Edge]:
-    return [
-        _Edge(_NOTHING if facts.is_first else _state(_before(facts), names), _state(facts.after, names), facts)
-        for facts in group
-    ]
+    return [_edge(facts, names) for facts in group]
+
+
+def _edge(facts: Facts, names: Sequence[str]) -> _Edge:
+    after = _state(facts.after, names)
+    if facts.is_first:
+        return _Edge(_NOTHING, after, facts)
+    return _Edge(after if facts.before is None else _state(facts.before, names), after, facts)
 
 
 def _before(facts: Facts) -> Mapping[str, Value]:
@@ -521,14 +558,17 @@ def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
 
 def _hashable(value: object) -> Hashable:
     # The usual types come first, because the check for a mapping is slow.
-    if value is None or isinstance(value, (str, int, datetime)):
+    if value is None or isinstance(value, (str, datetime)):
+        return value
+    if isinstance(value, int):
         # For Python True and 1 are the same key, but they are different states.
-        return (type(value).__name__, value)
+        return (type(value), value)
     if isinstance(value, Mapping):
-        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
+        # With its type, because a list of pairs is another state.
+        return (dict, tuple(sorted((key, _hashable(item)) for key, item in value.items())))
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))
-    return (type(value).__name__, value)
+    return (type(value), value)
 
 
 # ---- Twins ----
@@ -756,6 +796,9 @@ def _backwards(ending: _Ending, prefer: Callable[[Facts], int]) -> Iterator[_Edg
     The order is found from its end. A step may be the last if the other steps can be ordered before it without a
     further gap. If several steps may be the last, the preference decides, and then seniority.
     """
+    if ending.is_walk:
+        yield from reversed(ending.edges)
+        return
     left, gaps, ends = _preferred(_without(ending.edges, ending.left_out), prefer), ending.gaps, {ending.end}
     if ending.is_unordered:
         yield left.pop(next(index for index, edge in enumerate(left) if edge.after == ending.end))

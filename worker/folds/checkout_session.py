@@ -268,7 +268,8 @@ def _columns(session: CheckoutSession) -> dict[str, Value]:
         created=moment(session.created),
         expires_at=moment(session.expires_at),
     )
-    return columns | _presentment(session)
+    presented = _presentment(session)
+    return columns | presented if presented else columns
 
 
 def _presentment(session: CheckoutSession) -> dict[str, Value]:
@@ -301,11 +302,11 @@ def _shipping(session: CheckoutSession) -> Value | UnsetType:
     collected = session.collected_information
     # If the collected information is null, or its address is null, no address was collected.
     newest = collected.shipping_details if isinstance(collected, _CollectedInformation) else collected
-    # Some versions have both a newer and an older field, and fill only the older one.
     places = (newest, session.shipping_details, session.shipping)
-    filled = next((place for place in places if isinstance(place, _Shipping)), None)
-    if filled is not None:
-        return cast("Value", msgspec.to_builtins(filled))
+    # Some versions have both a newer and an older field, and fill only the older one.
+    for place in places:
+        if isinstance(place, _Shipping):
+            return cast("Value", msgspec.to_builtins(place))
     return None if None in places else UNSET
 
 
@@ -404,29 +405,36 @@ def _status(row: Row) -> str | None:
         return "complete"
     if rank == _OPEN:
         return "open" if row["session_status"] == "open" else None
-    return {
-        _CLOCK_EXPIRED: "expired",
-        _EXPIRED: "expired",
-        _PROCESSING: "processing",
-        _FAILED: "failed",
-        _PAID: "paid",
-    }[rank]
+    return _STATUS_OF_RANK[rank]
+
+
+_STATUS_OF_RANK: Final = {
+    _CLOCK_EXPIRED: "expired",
+    _EXPIRED: "expired",
+    _PROCESSING: "processing",
+    _FAILED: "failed",
+    _PAID: "paid",
+}
 
 
 def _infer(row: Row) -> None:
     row["status"] = _status(row)
 
 
+_KNOWN_PAYMENT_STATUSES: Final = (None, "unpaid", *_SETTLED)
+
+
 def _anomalies(row: Row) -> list[Anomaly]:
     found = []
-    if row["status"] is None or row["payment_status"] not in (None, "unpaid", *_SETTLED):
+    if row["status"] is None or row["payment_status"] not in _KNOWN_PAYMENT_STATUSES:
         unknown = {name: row[name] for name in ("session_status", "payment_status", "mode")}
         found.append(Anomaly(UNKNOWN_STATUS, unknown))
     if row["completed_at"] is not None and row["expired_at"] is not None:
         found.append(Anomaly("expired_and_complete", {}))
     if row.get("_missing"):
         found.append(Anomaly(MISSING_AT_STRIPE, {}))
-    if isinstance(difference := row.get("_lines_differ"), Mapping):
+    if (difference := row.get("_lines_differ")) is not None:
+        assert isinstance(difference, Mapping), "as _difference returns it"  # noqa: S101 - for the types alone
         found.append(Anomaly(LINES_DIFFER, difference))
     return found
 

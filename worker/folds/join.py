@@ -261,13 +261,17 @@ def _drop_what_no_column_keeps(spec: RowSpec, row: Row) -> None:
 
 def _children(spec: RowSpec, steps: Sequence[Facts]) -> tuple[Row, ...]:
     if spec.child_of is None:
-        return next((step.parts for step in reversed(steps) if step.parts is not None), ())
+        for step in reversed(steps):
+            if step.parts is not None:
+                return step.parts
+        return ()
     return tuple(child for child in map(spec.child_of, steps) if child is not None)
 
 
 def _empty(spec: RowSpec, subject: Subject) -> Row:
-    key = dict(zip(spec.key, subject.key, strict=True))
-    return {**spec.empty, "account": subject.account, "livemode": subject.livemode, **key}
+    row: Row = {**spec.empty, "account": subject.account, "livemode": subject.livemode}
+    row.update(zip(spec.key, subject.key, strict=True))
+    return row
 
 
 def _lay(spec: RowSpec, row: Row, step: Facts) -> Row:
@@ -275,7 +279,8 @@ def _lay(spec: RowSpec, row: Row, step: Facts) -> Row:
     laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
     if spec.clock_rank is not None and "as_of" in row and spec.rank_of(row) == spec.clock_rank:
         laid[spec.clock_moment] = None
-    laid |= {name: reference for name, reference in step.references.items() if reference is not None}
+    if step.references:
+        laid |= {name: reference for name, reference in step.references.items() if reference is not None}
     for name, moment in step.moments.items():
         known = laid[name]
         laid[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only

@@ -143,9 +143,15 @@ def make_indexes(cursor: Cursor, made: Shadow) -> None:
 
 
 def _copy_table(cursor: Cursor, table: Table, schema: str, live: str, *, parts: str) -> None:
+    # LIKE leaves out how full the pages are filled.
+    options: Mapping[str, int] = table.dialect_options["postgresql"]["with"] or {}
+    settings = sql.SQL(", ").join(sql.SQL(f"{name} = {value}") for name, value in options.items())
     cursor.execute(
-        sql.SQL("CREATE TABLE {} (LIKE {} {})").format(
-            sql.Identifier(schema, table.name), sql.Identifier(live, table.name), sql.SQL(parts)
+        sql.SQL("CREATE TABLE {} (LIKE {} {}) {}").format(
+            sql.Identifier(schema, table.name),
+            sql.Identifier(live, table.name),
+            sql.SQL(parts),
+            sql.SQL("WITH ({})").format(settings) if options else sql.SQL(""),
         )
     )
 

@@ -63,13 +63,14 @@ def settle_down() -> None:
 class FoldRequest(Struct, frozen=True):
     """A task: fold one *shard* or all, *until* a time of the monotonic clock, each batch within *bounds*.
 
-    *now* replaces the current time in folding, if it is given.
+    *now* replaces the current time in folding, if it is given. A batch has up to *limit* events.
     """
 
     shard: Shard | None = None
     until: float = math.inf
     now: datetime | None = None
     bounds: Bounds | None = None
+    limit: int = projection.FOLD_BATCH_MAX
 
 
 class Report(Struct, frozen=True):
@@ -88,25 +89,27 @@ def fold(
     apart: Apart | None = None,
     bounds: Bounds | None = None,
     step: Callable[[], None] = lambda: None,
+    limit: int = projection.FOLD_BATCH_MAX,
 ) -> int:
     """Fold batches until nothing is pending, or *until* a time of the monotonic clock; return the number of events.
 
     A backlog is shared with the fold process *partner*, and the events that it folds are counted as well. The rest of
     a failed batch is kept in *apart*, for the next call in this process. *step* is called after each batch of either.
+    A batch has up to *limit* events.
 
     Raises:
         Transient: PostgreSQL does not answer, or not within *bounds*. Events that were folded before stay folded.
     """
     parts: Apart = deque() if apart is None else apart
-    folded = projection.run_once(engine, now=now or datetime.now(UTC), apart=parts, bounds=bounds)
-    is_shared = partner is not None and (partner.is_folding or folded == projection.FOLD_BATCH_MAX)
+    folded = projection.run_once(engine, now=now or datetime.now(UTC), limit=limit, apart=parts, bounds=bounds)
+    is_shared = partner is not None and (partner.is_folding or folded == limit)
     if partner is not None and is_shared:
         # One batch is enough for a few events. Only a full batch shows that more are pending.
-        if folded == projection.FOLD_BATCH_MAX:
-            partner.begin(FoldRequest(Shard(1, FOLD_PROCESSES), until, now, bounds))
+        if folded == limit:
+            partner.begin(FoldRequest(Shard(1, FOLD_PROCESSES), until, now, bounds, limit))
         try:
             folded += _run(
-                engine, FoldRequest(Shard(0, FOLD_PROCESSES), until, now, bounds), parts, step, partner.listen
+                engine, FoldRequest(Shard(0, FOLD_PROCESSES), until, now, bounds, limit), parts, step, partner.listen
             )
         except BaseException:
             partner.stop()
@@ -114,7 +117,7 @@ def fold(
         folded += partner.end(step)
     # This run folds new events of both shards, and those that the fold process failed to fold.
     is_more = folded or is_shared or parts
-    return folded + (_run(engine, FoldRequest(None, until, now, bounds), parts, step) if is_more else 0)
+    return folded + (_run(engine, FoldRequest(None, until, now, bounds, limit), parts, step) if is_more else 0)
 
 
 def _run(
@@ -128,7 +131,12 @@ def _run(
     folded = 0
     while time.monotonic() < request.until and not is_over():
         batch = projection.run_once(
-            engine, now=request.now or datetime.now(UTC), shard=request.shard, apart=apart, bounds=request.bounds
+            engine,
+            now=request.now or datetime.now(UTC),
+            limit=request.limit,
+            shard=request.shard,
+            apart=apart,
+            bounds=request.bounds,
         )
         step()
         report(batch)

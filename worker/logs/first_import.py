@@ -18,7 +18,7 @@ from schemas import accounts, database, inbox
 from schemas.database import Cursor
 from schemas.errors import ConflictError, Transient
 from schemas.events import Key
-from schemas.inbox import Delivery, Receipt
+from schemas.inbox import RECORD_ROWS_MAX, Delivery, Receipt
 from schemas.locks import keep_others_from_folding
 from worker.folding import projection, renderings
 from worker.folding.batch import Claimed
@@ -62,7 +62,7 @@ class FirstImport(Recording):
                 receipts = inbox.record(cursor, deliveries)
                 self._note_copies(cursor, deliveries, receipts)
                 renderings.queue(cursor)
-                while claimed := claim(cursor, limit=projection.FOLD_BATCH_MAX):
+                while claimed := claim(cursor, limit=RECORD_ROWS_MAX):
                     projection.project(cursor, claimed, now=self._now)
                 self._withhold(cursor, last)
         except Exception as error:

@@ -1,5 +1,7 @@
 """Records the events of a replay, has them folded, and counts their outcomes."""
 
+import sys
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +15,17 @@ from schemas import database, inbox
 from schemas.database import Cursor, integer_array
 from schemas.events import Key
 from schemas.inbox import Delivery, Receipt, Recorded
-from worker.folding import parallel
-from worker.folding.parallel import FoldProcess, FoldRequest
+from worker.folding import parallel, projection
+from worker.folding.parallel import FoldProcess, FoldRequest, Start
 from worker.logs.selection import Counts
 
 OUTCOMES_READ: Final = 100_000
+FOLD_EVENTS_MAX: Final = 1_000
+"""Events that are folded in one transaction while there are many more."""
+FOLD_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Payloads that such a transaction has in memory, unless so many events have more that are usual in a transaction."""
+LOCKS_SHARE: Final = 4
+"""Each of two transactions at once may take one part in so many of PostgreSQL's lock table."""
 NEWER: Final = "newer"
 MENDED: Final = "mended"
 
@@ -62,7 +70,14 @@ JOIN inbox AS i USING (account, livemode, id)
 
 
 class EventFolder:
-    """Folds recorded events: at the end, or from a *backlog* on while others are recorded; None leaves it to others."""
+    """Folds recorded events: at the end, or from a *backlog* on while others are recorded; None leaves it to others.
+
+    Note [A backlog is folded in larger batches]
+        A log has the events of one object close together, and most of its objects have no rows yet. The larger a batch
+        is, the more of an object's events are joined in memory, and the fewer rows are read, merged and indexed again.
+        A batch is bounded by what it has in memory, and by the locks of its objects, of which PostgreSQL has a table
+        of a fixed size for all transactions together.
+    """
 
     def __init__(self, engine: Engine, now: datetime, backlog: int | None) -> None:
         self._engine = engine
@@ -70,25 +85,58 @@ class EventFolder:
         self._backlog = backlog
         self._fold_process = FoldProcess(engine.url.render_as_string(hide_password=False))
         self._recorded = 0
+        self._limit = projection.FOLD_BATCH_MAX
+        self._bytes_of_event = 0
 
-    def go_on(self, recorded: int) -> None:
-        """Have pending events folded, of which there are *recorded* more."""
-        self._recorded += recorded
+    def go_on(self, deliveries: Sequence[Delivery]) -> None:
+        """Have pending events folded, among them *deliveries*, which were just recorded."""
+        self._recorded += len(deliveries)
+        size = sum(len(each.envelope.payload) for each in deliveries)
+        self._bytes_of_event = max(self._bytes_of_event, size // max(len(deliveries), 1))
         if self._has_partner and not self._fold_process.is_folding:
-            self._fold_process.begin(FoldRequest(now=self._now))
+            self._limit = self._batch_max()
+            self._fold_process.start(_how_to_start())
+            self._fold_process.begin(FoldRequest(now=self._now, limit=self._limit))
 
     @property
     def _has_partner(self) -> bool:
         return self._backlog is not None and self._recorded >= self._backlog
 
+    def _batch_max(self) -> int:
+        """Return how many events a batch may have here."""
+        with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute(_LOCKS)
+            (locks,) = cursor.fetchone() or (0,)
+        return batch_max(locks, self._bytes_of_event)
+
     def end(self) -> None:
         """Return once nothing is pending, of this recording or of any other."""
         if self._backlog is not None:
-            parallel.fold(self._engine, now=self._now, partner=self._fold_process if self._has_partner else None)
+            partner = self._fold_process if self._has_partner else None
+            parallel.fold(self._engine, now=self._now, partner=partner, limit=self._limit)
 
     def close(self) -> None:
         """End the process that folds, where there is one."""
         self._fold_process.close()
+
+
+_LOCKS: Final = (
+    "SELECT current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer"
+)
+
+
+def batch_max(locks: int, bytes_of_event: int) -> int:
+    """Return how many events of so many bytes a batch may have, where PostgreSQL's lock table holds so many *locks*.
+
+    See Note [A backlog is folded in larger batches].
+    """
+    by_bytes = FOLD_BYTES_MAX // max(bytes_of_event, 1)
+    return max(projection.FOLD_BATCH_MAX, min(FOLD_EVENTS_MAX, locks // LOCKS_SHARE, by_bytes))
+
+
+def _how_to_start() -> Start:
+    """Return how another process starts: by a fork, which is quicker, where no thread could hold a lock meanwhile."""
+    return "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
 
 
 class Recording:
@@ -129,7 +177,7 @@ class Recording:
         with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
             receipts = inbox.record(cursor, deliveries)
             self._note_copies(cursor, deliveries, receipts)
-        self._folder.go_on(len(receipts))
+        self._folder.go_on(deliveries)
         return receipts
 
     def _note_copies(self, cursor: Cursor, deliveries: Sequence[Delivery], receipts: Sequence[Receipt]) -> None:

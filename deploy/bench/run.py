@@ -31,6 +31,7 @@ QUICK: Final = Sizes(
     replayed=5_000,
     idle_seconds=5,
     reads=200,
+    credit_notes=5_000,
 )
 USUAL: Final = Sizes(
     runs=3,
@@ -44,6 +45,7 @@ USUAL: Final = Sizes(
     replayed=20_000,
     idle_seconds=10,
     reads=300,
+    credit_notes=40_000,
 )
 SMALL_EVENTS: Final = 100_000
 """Events in the short history against which a long one is measured."""
@@ -53,7 +55,10 @@ DISK_SPARE: Final = 1.6
 GROWN: Final = "grown"
 SHORT: Final = "short"
 
-NAMES: Final = ("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle", "growth")
+NAMES: Final = (
+    *("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle", "credit_notes"),
+    "growth",
+)
 """What ``--only`` takes; ``growth`` is part of a full run alone."""
 
 GROWTH: Final = Target(0.85)
@@ -160,6 +165,7 @@ class Bench:
             ("acks", figures.acks),
             ("fold", figures.fold),
             ("delivered", figures.delivered),
+            ("credit_notes", figures.credit_notes),
         )
         found = []
         for name, measure in measured:
@@ -292,12 +298,12 @@ def compared(shorts: Sequence[list[Figure]], longs: Sequence[list[Figure]]) -> l
     longs = [longs[0]] * len(shorts) if len(longs) == 1 else longs
     found = []
     for few, many in zip(zip(*shorts, strict=True), zip(*longs, strict=True), strict=True):
-        pairs = [(_comparable(now), _comparable(was)) for now, was in zip(many, few, strict=True)]
+        pairs = [(now.measured, was.measured) for now, was in zip(many, few, strict=True)]
         runs = tuple(Run(now, was) for now, was in pairs if now is not None and was is not None)
         figure = many[0]
         if not runs or figure.name in _NOT_COMPARED:
             continue
-        is_rate = figure.unit == "/s" or figure.name == "replay"
+        is_rate = figure.unit == "/s"
         found.append(
             Figure(
                 name=f"growth_{figure.name}",
@@ -309,17 +315,6 @@ def compared(shorts: Sequence[list[Figure]], longs: Sequence[list[Figure]]) -> l
             )
         )
     return found
-
-
-def _comparable(figure: Figure) -> float | None:
-    """Return the measured value, if it does not depend on the amount of work."""
-    if figure.name == "replay":
-        return _events(figure) / figure.measured if figure.measured else None
-    return figure.measured
-
-
-def _events(figure: Figure) -> float:
-    return float(figure.runs[0].detail["events"])
 
 
 def require_disk(

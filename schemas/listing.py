@@ -48,6 +48,15 @@ def cut(text: bytes) -> Page | None:
         return _cut_slowly(text)
 
 
+def is_one_item(text: bytes) -> bool:
+    """Return whether *text* is JSON of one object, and that is no list page. False where only ``cut`` can find out."""
+    try:
+        page = _decode_page(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return page.name not in (None, "list")
+
+
 def _cut_slowly(text: bytes) -> Page | None:
     """Cut a text that the decoder refuses: by its brackets, and without recursion."""
     try:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine
 
-from deploy.bench import apart, backlog, events, growth, load, report, run
+from deploy.bench import apart, backlog, events, figures, growth, load, report, run
 from deploy.bench.load import Loaded
 from deploy.bench.report import Figure, Run, Target
 from schemas import database, locks
@@ -157,14 +158,14 @@ def test_ratios_are_taken_pair_by_pair() -> None:
         (Figure(name="latency", title="", unit="ms", runs=(Run(9_000),), target=Target(5, at_least=False)), None),
         (
             Figure(
-                name="replay",
+                name="growth_rebuild_memory",
                 title="",
-                unit="s",
+                unit="MB",
                 runs=(Run(40, 10),),
-                limit_name="rebuilding",
+                limit_name="with a short history",
                 target=Target(1.5, at_least=False),
             ),
-            "replay: 4.00 of rebuilding, where ≤ 1.5 is the target",
+            "growth_rebuild_memory: 4.00 of with a short history, where ≤ 1.5 is the target",
         ),
     ],
 )
@@ -296,6 +297,26 @@ def test_one_figure_is_compared_with_its_limit(tmp_path: Path) -> None:
     assert ran.json["machine"]["PostgreSQL"]
     assert "fold rate" in ran.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rate", "complaints"), [(6_000, 0), (1_500, 0), (900, 1)])
+def test_a_replay_is_held_against_a_rebuild(rate: float, complaints: int) -> None:
+    """A replay reaches its target at 0.6 of the rebuild's rate, and is complained of below a tenth."""
+    found = Figure(
+        name="replay", title="", unit="/s", runs=(Run(rate, 10_000),), limit_name="rebuilding", target=figures.REPLAY
+    )
+
+    assert found.met is (rate == 6_000)
+    assert len(report.below_floor([found])) == complaints
+
+
+def test_credit_notes_come_alone() -> None:
+    """The events of credit notes are of nothing else; of each eight notes two are voided."""
+    chosen = [msgspec.json.decode(body) for body in events.take(events.credit_notes(1), 20)]
+
+    assert Counter(each["type"] for each in chosen) == {"credit_note.created": 16, "credit_note.voided": 4}
+    assert len({each["data"]["object"]["id"] for each in chosen}) == 16
+    assert len({each["id"] for each in chosen}) == 20
 
 
 def test_wrong_options_are_named() -> None:

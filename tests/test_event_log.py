@@ -145,6 +145,10 @@ BROKEN_LINES = {
     "cut in nested objects": (b'{"id": "evt_9", "data": {"object": {', "not JSON"),
     "wrong encoding": ('{"id":"evt_9","type":"é","created":1}'.encode("latin-1"), "not UTF-8"),
     "key twice": (b'{"id":"evt_9","id":"evt_8","type":"x","created":1}', "'id' twice"),
+    "key twice, with spaces": (
+        b'{"id":"evt_9","type":"x","created":1,"data":{"object":{"a" :1,"b":2,"b"\t:3}}}',
+        "'b' twice",
+    ),
     "nested key twice": (b'{"id":"evt_9","type":"x","created":1,"data":{"object":{"a":1,"a":2}}}', "'a' twice"),
     "no event": (b'{"object":"customer","id":"cus_1"}', "no type"),
     "a number": (b"42", "no id"),
@@ -152,6 +156,11 @@ BROKEN_LINES = {
     "an empty object": (b"{}", "no id"),
     "no time": (b'{"id":"evt_9","type":"x","created":"noon"}', "created"),
     "deep brackets": (b"[" * 10_000 + b"]" * 10_000, "no id"),
+    "our own, without its name": (
+        b'{"account":"payfold.delivery","source":"gap","received_at":"2026-11-22T12:00Z","signature":null,%b}'
+        % b'"payload_sha256":"","redacted":[],"payload":"{}"',
+        "no id",
+    ),
     "our own, without its payload": (b'{"object":"payfold.delivery","account":""}', "no line of our log"),
 }
 

@@ -26,7 +26,7 @@ from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
 from schemas import database, inbox, tables
 from schemas.inbox import RECORD_ROWS_MAX
-from tests import ledger, test_parts_of_notes, test_settling
+from tests import ledger, test_parts_of_notes, test_settling, waiting
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
 from worker import folds
@@ -35,7 +35,7 @@ from worker.logs import retry, writer
 from worker.logs.compression import zstd
 from worker.logs.dry_run import plan
 from worker.logs.export import export
-from worker.logs.replay import follow, replay
+from worker.logs.replay import BACKLOG, follow, replay
 from worker.logs.selection import Counts, LogFilters, Reading
 from worker.proof.digest import digests
 
@@ -185,6 +185,29 @@ def test_folding_in_a_second_process(engine: Engine, other_url: str, tmp_path: P
     assert alone.counts["seen"] > RECORD_ROWS_MAX
     assert digests(engine) == digests(other)
     assert fold_processes() == []
+    other.dispose()
+
+
+def test_a_killed_command_goes_on_when_run_again(
+    database_url: str, engine: Engine, other_url: str, tmp_path: Path
+) -> None:
+    """A command that is killed while its fold process folds loses nothing and announces nothing twice."""
+    path = log(tmp_path / "log", shop_history(seed=8, orders=2_500, money=True).events)
+    other = database.engine(other_url)
+    whole = payfold("replay", path, "--format", "json", DATABASE_URL=other_url).json
+    out, err = tmp_path / "out", tmp_path / "err"
+
+    with started("replay", path, stdout=out, stderr=err, DATABASE_URL=database_url):
+        waiting.until(lambda: _of(engine, "SELECT count(*) >= 1000 FROM outcomes") == [(True,)])
+    left = whole["seen"] - _of(engine, "SELECT count(*) FROM outcomes")[0][0]
+    again = payfold("replay", path, "--format", "json", DATABASE_URL=database_url).json
+
+    assert whole["seen"] > BACKLOG
+    assert left > 0
+    assert again["new"] + again["duplicate"] == whole["new"] == whole["seen"]
+    assert digests(engine) == digests(other)
+    final = "SELECT subject_id, kind FROM changes WHERE kind IN ('order.paid', 'order.expired') ORDER BY 1, 2"
+    assert _of(engine, final) == _of(other, final) != []
     other.dispose()
 
 

@@ -20,6 +20,9 @@ from schemas.inbox import RECORD_ROWS_MAX, Delivery
 
 ACCOUNT: Final = "acct_bench"
 PATH: Final = "/webhooks/stripe"
+SHOP_INVOICES: Final = 100
+INVOICE_NOTES: Final = 8
+NOTE_AMOUNT: Final = 500
 SHOP_ORDERS: Final = 5_000
 SHOP_SECONDS: Final = 4 * SHOP_ORDERS
 """How long the visits of one shop take. A history is shop after shop, since a shop remembers all of its objects."""
@@ -48,6 +51,26 @@ def shops(seed: int, *, payments: bool, first_shop: int = 0) -> Iterator[Iterato
         account = Account(seed=own_seed, account=ACCOUNT, start=start, payments=payments)
         yield (event.body for event in stream_shop(account, own_seed, SHOP_ORDERS))
         number += 1
+
+
+def credit_notes(seed: int) -> Iterator[bytes]:
+    """Yield the bodies of events of credit notes alone, without end; each fourth note is voided, at once."""
+    number = 0
+    while True:
+        shop = Account(seed=seed * 1_000_003 + number, account=ACCOUNT)
+        for _ in range(SHOP_INVOICES):
+            _credit(shop)
+            yield from (event.body for event in shop.take_events() if event.type.startswith("credit_note."))
+        number += 1
+
+
+def _credit(shop: Account) -> None:
+    """Issue credit notes of a new open invoice, which is worth more than all of them."""
+    invoice = shop.create_invoice(shop.create_customer(), INVOICE_NOTES * NOTE_AMOUNT + 1, currency="usd")
+    shop.finalize_invoice(invoice)
+    notes = [shop.issue_credit_note(invoice, NOTE_AMOUNT) for _ in range(INVOICE_NOTES)]
+    for note in notes[::4]:
+        shop.void_credit_note(note)
 
 
 def take(bodies: Iterator[bytes], count: int) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Load from a process of its own, by a client that is faster than what it measures.
 
-``saturate`` keeps 64 connections busy, by wrk where the machine has it and else by the client here; both send each
+``saturate`` keeps some connections busy, by wrk where the machine has it and else by the client here; both send each
 prepared request once and wait for every answer. ``paced`` sends at a steady rate and does not slow down for slow
 answers. The time of each answer runs from when its request was due, so that a slow answer is counted in full.
 """
@@ -62,8 +62,10 @@ class Answered(Struct, frozen=True, array_like=True):
 # ---- For the measuring process ----
 
 
-def saturate(port: int, requests: Path, count: int, *, client: str | None = None) -> Loaded:
-    """Send the *count* prepared *requests* as fast as they are answered.
+def saturate(
+    port: int, requests: Path, count: int, *, connections: int = CONNECTIONS, client: str | None = None
+) -> Loaded:
+    """Send the *count* prepared *requests* as fast as they are answered, over so many *connections*.
 
     *client* is ``wrk`` or ``own``; None takes the first that is there.
 
@@ -72,13 +74,13 @@ def saturate(port: int, requests: Path, count: int, *, client: str | None = None
     """
     chosen = client or ("wrk" if shutil.which("wrk") else "own")
     if chosen == "own":
-        return msgspec.json.decode(_run(_own("saturate", port, requests)), type=Loaded)
+        return msgspec.json.decode(_run(_own("saturate", port, requests, connections)), type=Loaded)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         template = Template((Path(__file__).parent / "wrk.lua").read_text())
         script.write(template.substitute(count=count, path=PATH, requests=requests))
         script.flush()
         url = f"http://{LOOPBACK}:{port}"
-        flags = ["-t1", f"-c{CONNECTIONS}", f"-d{SECONDS_MAX}s", "--timeout", "60s", "-s", script.name]
+        flags = ["-t1", f"-c{connections}", f"-d{SECONDS_MAX}s", "--timeout", "60s", "-s", script.name]
         return msgspec.json.decode(_run(["wrk", *flags, url]), type=Loaded)
 
 
@@ -178,7 +180,7 @@ async def _connect(port: int, announce: Callable[[_Connection, int], None]) -> _
     return connection
 
 
-async def saturating(port: int, requests: Sequence[bytes], connections: int = CONNECTIONS) -> Loaded:
+async def saturating(port: int, requests: Sequence[bytes], connections: int) -> Loaded:
     """Send each of *requests* once, on *connections* that are never idle, and return what came of it."""
     statuses: list[int] = []
     waiting = iter(requests)
@@ -270,13 +272,13 @@ class _Pacer:
             connection.send(self._requests[number])
 
 
-def main(kind: str, port: str, requests: str, rate: str = "") -> None:
-    """Send load, and print what came of it as JSON."""
+def main(kind: str, port: str, requests: str, much: str) -> None:
+    """Send load, on so *much* connections or at so *much* a second, and print what came of it as JSON."""
     prepared = list(read_requests(Path(requests)))
     if kind == "saturate":
-        found: Loaded | list[Answered] = uvloop.run(saturating(int(port), prepared))
+        found: Loaded | list[Answered] = uvloop.run(saturating(int(port), prepared, int(much)))
     else:
-        found = uvloop.run(pacing(int(port), prepared, float(rate)))
+        found = uvloop.run(pacing(int(port), prepared, float(much)))
     sys.stdout.buffer.write(msgspec.json.encode(found))
 
 

@@ -31,6 +31,7 @@ QUICK: Final = Sizes(
     replayed=5_000,
     idle_seconds=5,
     reads=200,
+    credit_notes=5_000,
 )
 USUAL: Final = Sizes(
     runs=3,
@@ -44,6 +45,7 @@ USUAL: Final = Sizes(
     replayed=20_000,
     idle_seconds=10,
     reads=300,
+    credit_notes=40_000,
 )
 SMALL_EVENTS: Final = 100_000
 """Events in the short history against which a long one is measured."""
@@ -56,7 +58,7 @@ GROWN: Final = "grown"
 SHORT: Final = "short"
 
 NAMES: Final = (
-    *("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle"),
+    *("acks", "latency", "fold", "delivered", "rebuild", "replay", "reads", "pages", "idle", "credit_notes"),
     *("backlog", "growth"),
 )
 """What ``--only`` takes; ``growth`` is part of a full run alone, and ``backlog`` of none."""
@@ -167,6 +169,7 @@ class Bench:
             ("acks", figures.acks),
             ("fold", figures.fold),
             ("delivered", figures.delivered),
+            ("credit_notes", figures.credit_notes),
         )
         found = []
         for name, measure in measured:

@@ -79,6 +79,8 @@ def items(lines: Lines) -> Iterator[Item]:
         text = line.strip()
         if not text or text.startswith(REMARK):
             pass
+        elif len(line) < LINE_BYTES_MAX and listing.is_one_item(text):
+            yield Item(lines.number, text)
         elif len(line) < LINE_BYTES_MAX and _is_json(text):
             page = listing.cut(text)
             if page is not None and page.has_more:

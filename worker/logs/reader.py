@@ -12,11 +12,12 @@ Note [What cannot be read can be put right and read again]
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -53,8 +54,18 @@ class _Signers:
         return self._names.get(account, account)
 
 
+class _Line(OwnLine, kw_only=True):
+    """A line of our own log, which has to name itself."""
+
+    object: Literal["payfold.delivery"]
+
+
 class _Kind(Struct):
     name: object = msgspec.field(name="object", default=None)
+
+
+_OWN_LINE: Final = OWN_LINE.encode()
+_decode_line: Final = msgspec.json.Decoder(_Line).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +132,8 @@ def _entry(item: bytes, place: str, account: str, now: datetime, signers: _Signe
 
 
 def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> Delivery:
-    if OWN_LINE.encode() in item and _kind(item) == OWN_LINE:
-        return _own(item, signers)
+    if _OWN_LINE in item and (line := _own_line(item)) is not None:
+        return _own(line, signers)
     envelope = events.read(item)
     if "." not in envelope.type:
         _require_event(item)
@@ -158,10 +169,14 @@ def _require_single_keys(item: bytes) -> None:
         # Each key is followed by one such pair, so counting them is cheap. Only a quotation mark that is written as
         # \u0022 can mislead the count.
         again = msgspec.json.encode(msgspec.json.decode(item))
-        if msgspec.json.format(item, indent=-1).count(b'":') != again.count(b'":'):
+        packed = msgspec.json.format(item, indent=-1) if _SPACED.search(item) else item
+        if packed.count(b'":') != again.count(b'":'):
             json.loads(item, object_pairs_hook=_unique)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return  # the fold judges it
+
+
+_SPACED: Final = re.compile(rb'"[ \t\r\n]+:')
 
 
 def _unique(pairs: list[tuple[str, object]]) -> None:
@@ -171,11 +186,24 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
             raise NotAnEvent(f"it has the key {key[:40]!r} twice")
 
 
-def _own(item: bytes, signers: _Signers) -> Delivery:
+def _own_line(item: bytes) -> OwnLine | None:
+    """Return the line of our own log in *item*, None where it is something else.
+
+    Raises:
+        NotAnEvent: it names itself a line of our log, and is none.
+    """
     try:
-        line = msgspec.json.decode(item, type=OwnLine)
+        return _decode_line(item)
+    except (msgspec.DecodeError, RecursionError) as error:
+        if _kind(item) == OWN_LINE:
+            raise NotAnEvent(f"it is no line of our log: {error}") from None
+        return None
+
+
+def _own(line: OwnLine, signers: _Signers) -> Delivery:
+    try:
         sha256 = bytes.fromhex(line.payload_sha256)
-    except (msgspec.DecodeError, ValueError) as error:
+    except ValueError as error:
         raise NotAnEvent(f"it is no line of our log: {error}") from None
     payload = line.payload.encode()
     if not line.redacted and hashlib.sha256(payload).digest() != sha256:

@@ -1,5 +1,7 @@
 """Records the events of a replay, has them folded, and counts their outcomes."""
 
+import sys
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from schemas.database import Cursor, integer_array
 from schemas.events import Key
 from schemas.inbox import Delivery, Receipt, Recorded
 from worker.folding import parallel
-from worker.folding.parallel import FoldProcess, FoldRequest
+from worker.folding.parallel import FoldProcess, FoldRequest, Start
 from worker.logs.selection import Counts
 
 OUTCOMES_READ: Final = 100_000
@@ -75,6 +77,7 @@ class EventFolder:
         """Have pending events folded, of which there are *recorded* more."""
         self._recorded += recorded
         if self._has_partner and not self._fold_process.is_folding:
+            self._fold_process.start(_how_to_start())
             self._fold_process.begin(FoldRequest(now=self._now))
 
     @property
@@ -84,11 +87,17 @@ class EventFolder:
     def end(self) -> None:
         """Return once nothing is pending, of this recording or of any other."""
         if self._backlog is not None:
-            parallel.fold(self._engine, now=self._now, partner=self._fold_process if self._has_partner else None)
+            partner = self._fold_process if self._has_partner else None
+            parallel.fold(self._engine, now=self._now, partner=partner)
 
     def close(self) -> None:
         """End the process that folds, where there is one."""
         self._fold_process.close()
+
+
+def _how_to_start() -> Start:
+    """Return how another process starts: by a fork, which is quicker, where no thread could hold a lock meanwhile."""
+    return "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
 
 
 class Recording:

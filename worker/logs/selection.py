@@ -43,13 +43,13 @@ class LogFilters:
 
     def wants(self, delivery: Delivery) -> bool:
         """Return whether *delivery* passes the filters."""
-        created = utc(delivery.envelope.created)
+        envelope = delivery.envelope
         return (
-            (self.since is None or created >= self.since)
-            and (self.until is None or created < self.until)
-            and (self.type is None or fnmatchcase(delivery.envelope.type, self.type))
+            (self.since is None or utc(envelope.created) >= self.since)
+            and (self.until is None or utc(envelope.created) < self.until)
+            and (self.type is None or fnmatchcase(envelope.type, self.type))
             and (self.account is None or delivery.account == self.account)
-            and (self.livemode is None or delivery.envelope.livemode == self.livemode)
+            and (self.livemode is None or envelope.livemode == self.livemode)
         )
 
 

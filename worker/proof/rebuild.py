@@ -12,16 +12,13 @@ Note [Every event is read once, every row is written once]
     that PostgreSQL need not visit the rows again to mark them as committed.
 """
 
-import multiprocessing
 import os
 import random
 import struct
 import tempfile
-import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,10 +49,10 @@ from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
 from worker.logs import reader as log_reader
 from worker.logs.reader import Entry
-from worker.proof import archived, shadow
+from worker.proof import archived, processes, shadow
+from worker.proof.processes import Crew, ProcessLost
 from worker.proof.shadow import Shadow
 
-PROCESSES_MAX: Final = 4
 FILES_MAX: Final = 512
 FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
@@ -69,12 +66,17 @@ class Sizes:
     """How the work is divided, in events.
 
     Each process has the facts of *per_file* events in memory at once, and reads *per_task* events at a time. Up to
-    *alone_max* events are not worth another process.
+    *alone_max* events are not worth another process. More are divided among *processes*, or one for every core.
     """
 
     per_file: int = 5_000
     per_task: int = 5_000
-    alone_max: int = 30_000
+    alone_max: int = 10_000
+    processes: int | None = None
+
+    def processes_for(self, events: int) -> int:
+        """Return among how many processes so many *events* are divided."""
+        return 1 if events <= self.alone_max else self.processes or processes.cores()
 
 
 USUAL: Final = Sizes()
@@ -94,7 +96,7 @@ def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USU
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
         _rebuild_at_once(made, progress, sizes)
-    except DatabaseAway:
+    except (DatabaseAway, ProcessLost):
         raise
     except Exception as error:  # if one row is at fault, the projection parks only its event
         if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
@@ -260,6 +262,7 @@ class _Job:
     has_archive: bool
     ignored: Mapping[Key, str]
     folder: Path
+    events: int
     files: int
     now: datetime
 
@@ -277,11 +280,11 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
         shadow.make_tables(writer, made)
-        with _processes(job, is_alone=len(ranges) * sizes.per_task <= sizes.alone_max) as pool:
-            for at, written in enumerate(_each(pool, _judge_range, ranges), 1):
+        with processes.crew(sizes.processes_for(job.events), _begin, job) as crew:
+            for at, written in enumerate(crew.each(_judge_range, ranges), 1):
                 _copy(writer, made, written)
                 progress("Reading events", at, len(ranges))
-            for at, written in enumerate(_each(pool, _join_file, range(job.files)), 1):
+            for at, written in enumerate(crew.each(_join_file, range(job.files)), 1):
                 _copy(writer, made, written)
                 progress("Joining", at, job.files)
         progress("Making indexes", 0, 1)
@@ -310,6 +313,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         has_archive=made.has_archive,
         ignored=ignored,
         folder=folder,
+        events=count,
         files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
         now=datetime.now(UTC),
     )
@@ -318,43 +322,6 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     # The numbers have gaps, since a duplicate uses one up.
     width = max(1, (last - first + 1) * sizes.per_task // max(count, 1))
     return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
-
-
-class _Here(Executor):
-    """An executor that runs each task immediately, in this process."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments, **named))
-        return done
-
-
-@contextmanager
-def _processes(job: _Job, *, is_alone: bool) -> Iterator[Executor]:
-    count = min(PROCESSES_MAX, os.cpu_count() or 1)
-    if is_alone or count == 1:
-        _begin(job)
-        yield _Here()
-        return
-    with ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(job,)
-    ) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterable[Any]) -> Iterator[dict[str, Path]]:
-    """Yield the result of *work* for each part. Only a few are begun in advance, since each result is files."""
-    waiting: list[Future[dict[str, Path]]] = []
-    for part in parts:
-        waiting.append(pool.submit(work, part))
-        if len(waiting) > PROCESSES_MAX + 1:
-            yield waiting.pop(0).result()
-    for each in waiting:
-        yield each.result()
 
 
 def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
@@ -379,9 +346,6 @@ _JOB: _Job
 def _begin(job: _Job) -> None:
     global _JOB  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
     _JOB = job
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
 
 
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -57,6 +57,8 @@ FILES_MAX: Final = 512
 FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 1_000
 CATCH_UP_EVENTS: Final = 500
+
+Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
@@ -210,8 +212,7 @@ def take_over_attempts(cursor: Cursor, made: Shadow) -> None:
 
 def _make_empty(made: Shadow) -> None:
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-        shadow.make_tables(cursor, made)
-        shadow.make_indexes(cursor, made)
+        shadow.make_empty(cursor, made)
 
 
 def _seqs(made: Shadow) -> list[int]:
@@ -272,27 +273,58 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
         database.transaction(made.within, may_idle=True) as reading,
         database.cursor(reading) as reader,
-        database.transaction(made.engine, may_idle=True) as writing,
-        database.cursor(writing) as writer,
     ):
         database.take_snapshot(reader)
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, Path(folder), sizes)
-        shadow.make_tables(writer, made)
-        with processes.crew(sizes.processes_for(job.events), _begin, job) as crew:
-            for at, written in enumerate(crew.each(_judge_range, ranges), 1):
-                _copy(writer, made, written)
-                progress("Reading events", at, len(ranges))
-            for at, written in enumerate(crew.each(_join_file, range(job.files)), 1):
-                _copy(writer, made, written)
-                progress("Joining", at, job.files)
-        progress("Making indexes", 0, 1)
-        shadow.make_indexes(writer, made)
-        progress("Making indexes", 1, 1)
+        with _crew(job, sizes) as crew:
+            judged = _shown(crew.each(_judge_range, ranges), progress, "Reading events", len(ranges))
+            _load(made, _OF_EVENTS, judged)
+            early = [crew.begin(_execute, [each]) for each in shadow.indexes(reader, made, _OF_EVENTS)]
+            joined = _shown(crew.each(_join_file, range(job.files)), progress, "Joining", job.files)
+            _load(made, tables.PROJECTIONS, joined)
+            late = [[each] for each in shadow.indexes(reader, made, tables.PROJECTIONS)]
+            keys = shadow.keys(reader, made)
+            for _ in _shown(crew.each(_execute, late), progress, "Making indexes", len(late)):
+                pass
+            for done in early:
+                done.result()
+            for _ in crew.each(_execute, keys):
+                pass
+    with database.transaction(made.engine, may_idle=True) as writing, database.cursor(writing) as writer:
+        shadow.make_view(writer, made)
         # An order and its charges may have been joined in different files.
         writer.execute(made.path())
         projection.settle_all(writer, now=job.now)
+
+
+_OF_EVENTS: Final = (tables.mentions, tables.outcomes)
+"""The tables that are complete when all events are read."""
+
+
+@contextmanager
+def _crew(job: _Job, sizes: Sizes) -> Iterator[Crew]:
+    try:
+        with processes.crew(sizes.processes_for(job.events), _begin, job) as crew:
+            yield crew
+    finally:
+        _end()
+
+
+def _shown(parts: Iterable[Result], progress: Progress, step: str, total: int) -> Iterator[Result]:
+    """Yield *parts*, and report how many of a *total* have been dealt with."""
+    for at, part in enumerate(parts, 1):
+        yield part
+        progress(step, at, total)
+
+
+def _load(made: Shadow, several: Sequence[Table], parts: Iterable[Mapping[str, Path]]) -> None:
+    """Make *several* tables, and fill them from the files in *parts*."""
+    with database.transaction(made.engine, may_idle=True) as writing, database.cursor(writing) as writer:
+        shadow.make_tables(writer, made, several)
+        for written in parts:
+            _copy(writer, made, written)
 
 
 def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[list[tuple[int, int]], _Job]:
@@ -341,11 +373,31 @@ def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
 # ---- In each process ----
 
 _JOB: _Job
+_ENGINE: Engine | None = None
 
 
 def _begin(job: _Job) -> None:
-    global _JOB  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
-    _JOB = job
+    global _JOB, _ENGINE  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
+    _JOB, _ENGINE = job, database.engine(job.url, connections_max=1)
+
+
+def _end() -> None:
+    """Close the connection of this process, if it did tasks itself."""
+    global _ENGINE  # noqa: PLW0603 - see _begin
+    if _ENGINE is not None:
+        _ENGINE.dispose()
+    _ENGINE = None
+
+
+def _engine() -> Engine:
+    assert _ENGINE is not None, "a task runs between _begin and _end"  # noqa: S101 - for the types alone
+    return _ENGINE
+
+
+def _execute(statements: Sequence[str]) -> None:
+    with database.transaction(_engine()) as connection, database.cursor(connection) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
 
 
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
@@ -355,49 +407,45 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     anomalies = _Rows(tables.anomalies, job.folder)
     told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
-    engine = database.engine(job.url, connections_max=1)
-    try:
-        with database.transaction(engine, may_idle=True) as connection:
-            with database.cursor(connection) as cursor:
-                database.take_snapshot(cursor)
-                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
-                path = sql.SQL(", ").join(map(sql.Identifier, job.path))
-                cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
-                # Copies that the live tables have not compared yet have no effect on them.
-                copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
-            driver = connection.connection.driver_connection
-            with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
-                rows.itersize = ROWS_READ
-                statement = sql.SQL(
-                    _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
-                ).format(
-                    columns=sql.SQL(_COLUMNS),
-                    outcomes=sql.Identifier(job.live, "outcomes"),
-                    payloads=sql.Identifier(job.live, "payloads"),
-                )
-                first, end = bounds
-                rows.execute(statement, {"first": first, "end": end})
-                for row in rows:
-                    event = Event(*row[:10])
-                    if event.seq in copies:
-                        choice = renderings.choose_with(copies.pop(event.seq), event.payload)
-                        event = choice.chosen.event
-                        for contradiction in contradictions(choice, job.now):
-                            anomalies.add_row(contradiction)
-                    verdict = _verdict(job, event)
-                    reason = shortened(verdict.reason)
-                    outcomes.add(
-                        (
-                            *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
-                            *(folds.FOLD_VERSION, verdict.cause),
-                        )
+    with database.transaction(_engine(), may_idle=True) as connection:
+        with database.cursor(connection) as cursor:
+            database.take_snapshot(cursor)
+            cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
+            path = sql.SQL(", ").join(map(sql.Identifier, job.path))
+            cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+            # Copies that the live tables have not compared yet have no effect on them.
+            copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
+        driver = connection.connection.driver_connection
+        with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
+            rows.itersize = ROWS_READ
+            statement = sql.SQL(
+                _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
+            ).format(
+                columns=sql.SQL(_COLUMNS),
+                outcomes=sql.Identifier(job.live, "outcomes"),
+                payloads=sql.Identifier(job.live, "payloads"),
+            )
+            first, end = bounds
+            rows.execute(statement, {"first": first, "end": end})
+            for row in rows:
+                event = Event(*row[:10])
+                if event.seq in copies:
+                    choice = renderings.choose_with(copies.pop(event.seq), event.payload)
+                    event = choice.chosen.event
+                    for contradiction in contradictions(choice, job.now):
+                        anomalies.add_row(contradiction)
+                verdict = _verdict(job, event)
+                reason = shortened(verdict.reason)
+                outcomes.add(
+                    (
+                        *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
+                        *(folds.FOLD_VERSION, verdict.cause),
                     )
-                    spill.add(verdict.facts)
-                    for one in verdict.facts:
-                        if one.subject.source != event.object_id:
-                            told.add((event.account, event.livemode, one.subject.source, event.seq))
-    finally:
-        engine.dispose()
+                )
+                spill.add(verdict.facts)
+                for one in verdict.facts:
+                    if one.subject.source != event.object_id:
+                        told.add((event.account, event.livemode, one.subject.source, event.seq))
     spill.flush()
     for mention in told:
         mentions.add(mention)

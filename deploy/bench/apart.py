@@ -1,7 +1,8 @@
 """Measures work in a process of its own, and the memory and processor time that processes take (Linux).
 
 ``python -m deploy.bench.apart rebuild`` folds the inbox again. ``… record LOG`` records a log next to the live tables
-and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
+and folds that. ``… limit FOLDER`` does what a rebuild cannot do without. Each prints how long it took. The database is
+the one that DATABASE_URL names.
 """
 
 import signal
@@ -71,6 +72,11 @@ def rebuilt(environment: Mapping[str, str]) -> Taken:
     return _taken([sys.executable, "-m", "deploy.bench.apart", "rebuild"], environment)
 
 
+def decoded_and_loaded(environment: Mapping[str, str], folder: Path) -> Taken:
+    """Decode the events of *environment*, and load the rows in *folder*: see ``limits.decode_and_load_seconds``."""
+    return _taken([sys.executable, "-m", "deploy.bench.apart", "limit", str(folder)], environment)
+
+
 def recorded(environment: Mapping[str, str], log: Path) -> Taken:
     """Record *log* next to the live tables of *environment* and fold it at once."""
     return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)
@@ -138,18 +144,21 @@ def _each(pids: Iterable[int], read: Callable[[psutil.Process], Reading]) -> dic
 # ---- In the process ----
 
 
-def main(work: str, log: str = "") -> None:
-    """Do *work* and print what it took."""
-    from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
+def main(work: str, path: str = "") -> None:
+    """Do *work* with the log or the folder at *path*, and print what it took."""
+    from deploy.bench import limits  # noqa: PLC0415 - the measuring process needs none of it, and it imports this file
+    from worker.proof import rebuild, shadow  # noqa: PLC0415
 
     engine = database.engine(Settings.load().postgresql)
     started = time.monotonic()
     if work == "rebuild":
         with rebuild.rebuilt(engine):
             seconds = time.monotonic() - started
+    elif work == "limit":
+        seconds = limits.decode_and_load_seconds(engine, Path(path))
     else:
         with shadow.shadow(engine, has_inbox=True) as made:
-            rebuild.record(made, [log], account="", now=datetime.now(UTC), refuse=_refuse)
+            rebuild.record(made, [path], account="", now=datetime.now(UTC), refuse=_refuse)
             rebuild.rebuild(made)
             seconds = time.monotonic() - started
     sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))

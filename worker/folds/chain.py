@@ -131,7 +131,7 @@ class Rules:
             and any(row.before[name] != row.after[name] for name in self.names)
         )
 
-    def carried(self, facts: Facts) -> dict[str, Value]:
+    def carried(self, facts: Facts) -> Mapping[str, Value]:
         """Return the state after an event, together with that of the row that shares its order.
 
         The row's values have names of their own, because both may have a status or a currency, with other values.
@@ -581,7 +581,8 @@ def _common_names(group: Sequence[Facts]) -> list[str]:
 
 
 def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
-    return tuple(_hashable(values[name]) for name in names)
+    # Most values are plain, and a call for each takes longer than the rest.
+    return tuple([value if type(value) in _PLAIN else _hashable(value) for value in map(values.__getitem__, names)])
 
 
 _PLAIN: Final = frozenset({str, int, datetime, type(None)})
@@ -590,8 +591,8 @@ _PLAIN: Final = frozenset({str, int, datetime, type(None)})
 
 def _hashable(value: object) -> Hashable:
     if type(value) in _PLAIN:
-        return value  # type: ignore[return-value]  # each of these types can be hashed
-    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, (dict, Mapping)):  # in this order, because the check for a mapping is slow
         return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, Final, TypeVar
 
@@ -35,7 +36,7 @@ Result = TypeVar("Result")
 
 
 class ProcessLost(PayfoldError):
-    """A process that did a part of the work was killed, perhaps because memory ran out. Run the command again, with fewer --processes."""
+    """A process that did a part of the work was killed, perhaps for want of memory. Nothing has changed: run it again."""
 
 
 def cores() -> int:
@@ -91,9 +92,8 @@ def crew(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
         begin(*arguments)
         yield Crew(_Here(), 1)
         return
-    with ProcessPoolExecutor(
-        count, mp_context=_context(begin.__module__), initializer=_begin, initargs=(begin, *arguments)
-    ) as pool:
+    started = partial(_begin, begin, *arguments)
+    with ProcessPoolExecutor(count, mp_context=_context(begin.__module__), initializer=started) as pool:
         try:
             yield Crew(pool, count)
         except BaseException:

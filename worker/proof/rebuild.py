@@ -55,7 +55,7 @@ from worker.proof.shadow import Shadow
 
 FILES_MAX: Final = 512
 FACTS_BUFFERED_MAX: Final = 20_000
-ROWS_READ: Final = 1_000
+ROWS_READ: Final = 250
 CATCH_UP_EVENTS: Final = 500
 
 Result = TypeVar("Result")
@@ -377,8 +377,10 @@ _ENGINE: Engine | None = None
 
 
 def _begin(job: _Job) -> None:
-    global _JOB, _ENGINE  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
-    _JOB, _ENGINE = job, database.engine(job.url, connections_max=1)
+    # What a process begins with is the one thing that its tasks share.
+    global _JOB, _ENGINE  # noqa: PLW0603
+    _JOB = job
+    _ENGINE = database.engine(job.url, connections_max=1)
 
 
 def _end() -> None:
@@ -491,10 +493,9 @@ class _Spill:
         self._count = 0
 
     def add(self, facts: Iterable[Facts]) -> None:
+        files = self._job.files
         for one in facts:
-            subject = one.subject
-            key = f"{subject.account} {subject.livemode} {subject.source}".encode(errors="surrogatepass")
-            self._buffered[zlib.crc32(key) % self._job.files].append(one)
+            self._buffered[zlib.crc32(one.subject.source.encode(errors="surrogatepass")) % files].append(one)
             self._count += 1
         if self._count >= FACTS_BUFFERED_MAX:
             self.flush()

@@ -146,8 +146,7 @@ def _each(pids: Iterable[int], read: Callable[[psutil.Process], Reading]) -> dic
 
 def main(work: str, path: str = "") -> None:
     """Do *work* with the log or the folder at *path*, and print what it took."""
-    from deploy.bench import limits  # noqa: PLC0415 - the measuring process needs none of it, and it imports this file
-    from worker.proof import rebuild, shadow  # noqa: PLC0415
+    from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
 
     engine = database.engine(Settings.load().postgresql)
     started = time.monotonic()
@@ -155,6 +154,8 @@ def main(work: str, path: str = "") -> None:
         with rebuild.rebuilt(engine):
             seconds = time.monotonic() - started
     elif work == "limit":
+        from deploy.bench import limits  # noqa: PLC0415 - it takes as long to import as the rebuild's modules together
+
         seconds = limits.decode_and_load_seconds(engine, Path(path))
     else:
         with shadow.shadow(engine, has_inbox=True) as made:

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 class ProcessLost(PayfoldError):
-    """A process that did a part of the work was killed, perhaps for want of memory. Nothing has changed: run it again."""
+    """A process that did a part of the work was killed, as if memory ran out. Nothing has changed: run it again."""
 
 
 def cores() -> int:

@@ -8,18 +8,22 @@ Note [Every event is read once, every row is written once]
     The facts of an event are kept in a file for its object, one of some hundred files that are chosen by the hash of
     the object's id. Each file then holds all facts of its objects and fits into memory, however long the history is.
     The facts of a file are joined there, and the rows go into empty tables by COPY, before these have an index.
-    Reading and joining are divided among processes. The tables are filled in the same transaction that makes them, so
-    that PostgreSQL need not visit the rows again to mark them as committed.
+    Reading and joining are divided among processes, and so are the indexes. The tables are filled in the same
+    transaction that makes them, so that PostgreSQL need not visit the rows again to mark them as committed. One
+    transaction fills the tables of the events and another those of the objects, so that the former get their indexes
+    while objects are joined.
 """
 
+import fcntl
 import os
 import random
+import shutil
 import struct
 import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,7 +38,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
-from schemas.errors import DatabaseAway
+from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.own_events import EVENT_IGNORED
@@ -50,7 +54,7 @@ from worker.folds.facts import Event, Facts, Subject
 from worker.logs import reader as log_reader
 from worker.logs.reader import Entry
 from worker.proof import archived, processes, shadow
-from worker.proof.processes import Crew, ProcessLost
+from worker.proof.processes import PROCESSES_MAX, Crew, ProcessLost
 from worker.proof.shadow import Shadow
 
 FILES_MAX: Final = 512
@@ -84,6 +88,17 @@ class Sizes:
 USUAL: Final = Sizes()
 IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
 """For a worker, which must not take every core from the processes that fold."""
+
+
+def sizes_for(count: int | None) -> Sizes:
+    """Return the usual sizes, with *count* processes or one for every core.
+
+    Raises:
+        ConfigurationError: so many processes cannot be.
+    """
+    if count is not None and not 1 <= count <= PROCESSES_MAX:
+        raise ConfigurationError(f"--processes is from 1 to {PROCESSES_MAX}, and not {count}.")
+    return Sizes(processes=count)
 
 
 @contextmanager
@@ -270,14 +285,14 @@ class _Job:
 
 def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
+        _folder() as folder,
         database.transaction(made.within, may_idle=True) as reading,
         database.cursor(reading) as reader,
     ):
         database.take_snapshot(reader)
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
-        ranges, job = _planned(reader, made, Path(folder), sizes)
+        ranges, job = _planned(reader, made, folder, sizes)
         with _crew(job, sizes) as crew:
             judged = _shown(crew.each(_judge_range, ranges), progress, "Reading events", len(ranges))
             _load(made, _OF_EVENTS, judged)
@@ -297,6 +312,24 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         # An order and its charges may have been joined in different files.
         writer.execute(made.path())
         projection.settle_all(writer, now=job.now)
+
+
+FOLDER_PREFIX: Final = "payfold-rebuild-"
+_LOCK: Final = "lock"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder for the files of a rebuild, and remove it at the end. Those of killed rebuilds are removed now."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError), (left / _LOCK).open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name, (Path(name) / "new").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # It gets its name when it is locked, so that no one takes this folder for one that is left.
+        (Path(name) / "new").rename(Path(name) / _LOCK)
+        yield Path(name)
 
 
 _OF_EVENTS: Final = (tables.mentions, tables.outcomes)

@@ -1,8 +1,7 @@
 """Measures work in a process of its own, and the memory and processor time that processes take (Linux).
 
 ``python -m deploy.bench.apart rebuild`` folds the inbox again. ``… record LOG`` records a log next to the live tables
-and folds that. ``… limit FOLDER`` does what a rebuild cannot do without. Each prints how long it took. The database is
-the one that DATABASE_URL names.
+and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
 """
 
 import signal
@@ -74,7 +73,7 @@ def rebuilt(environment: Mapping[str, str]) -> Taken:
 
 def decoded_and_loaded(environment: Mapping[str, str], folder: Path) -> Taken:
     """Decode the events of *environment*, and load the rows in *folder*: see ``limits.decode_and_load_seconds``."""
-    return _taken([sys.executable, "-m", "deploy.bench.apart", "limit", str(folder)], environment)
+    return _taken([sys.executable, "-m", "deploy.bench.limits", str(folder)], environment)
 
 
 def recorded(environment: Mapping[str, str], log: Path) -> Taken:
@@ -144,8 +143,8 @@ def _each(pids: Iterable[int], read: Callable[[psutil.Process], Reading]) -> dic
 # ---- In the process ----
 
 
-def main(work: str, path: str = "") -> None:
-    """Do *work* with the log or the folder at *path*, and print what it took."""
+def main(work: str, log: str = "") -> None:
+    """Do *work* and print what it took."""
     from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
 
     engine = database.engine(Settings.load().postgresql)
@@ -153,13 +152,9 @@ def main(work: str, path: str = "") -> None:
     if work == "rebuild":
         with rebuild.rebuilt(engine):
             seconds = time.monotonic() - started
-    elif work == "limit":
-        from deploy.bench import limits  # noqa: PLC0415 - it takes as long to import as the rebuild's modules together
-
-        seconds = limits.decode_and_load_seconds(engine, Path(path))
     else:
         with shadow.shadow(engine, has_inbox=True) as made:
-            rebuild.record(made, [path], account="", now=datetime.now(UTC), refuse=_refuse)
+            rebuild.record(made, [log], account="", now=datetime.now(UTC), refuse=_refuse)
             rebuild.rebuild(made)
             seconds = time.monotonic() - started
     sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))

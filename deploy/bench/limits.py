@@ -1,8 +1,12 @@
 """What PostgreSQL and a typed decoder do at most with the same events, measured and not quoted.
 
 Nothing here is part of Payfold: no order of events, no changes, no anomalies, only rows that are already made.
+
+``python -m deploy.bench.limits FOLDER`` decodes the events of the database that DATABASE_URL names, loads the rows in
+the folder, and prints how long it took.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +19,11 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
+from deploy.bench.apart import Inside
 from deploy.bench.events import deliveries
 from schemas import database, events
 from schemas.inbox import Delivery
+from schemas.settings import Settings
 from worker.folding.claim import event_of_delivery
 from worker.folds import (
     balance,
@@ -246,3 +252,16 @@ def _execute(statements: Sequence[str]) -> None:
     with database.transaction(_ENGINE) as connection, database.cursor(connection) as cursor:
         for statement in statements:
             cursor.execute(statement)
+
+
+# ---- As a process of its own ----
+
+
+def main(folder: str) -> None:
+    """Decode and load, and print what it took."""
+    seconds = decode_and_load_seconds(database.engine(Settings.load().postgresql), Path(folder))
+    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -53,7 +53,7 @@ def test_an_error_ends_the_work(count: int) -> None:
 
 def test_a_killed_process_fails_loudly() -> None:
     """The results of a process that was killed are missed, and never left out."""
-    with processes.crew(2, do_nothing) as crew, pytest.raises(ProcessLost):
+    with pytest.raises(ProcessLost), processes.crew(2, do_nothing) as crew:
         list(crew.each(be_killed, range(20)))
 
 

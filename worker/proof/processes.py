@@ -62,21 +62,14 @@ class Crew:
         self._executor = executor
 
     def each(self, work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
-        """Yield the result of *work* for each of *parts*, in their order; only a few parts are begun in advance.
-
-        Raises:
-            ProcessLost: one of the processes has ended.
-        """
+        """Yield the result of *work* for each of *parts*, in their order; only a few parts are begun in advance."""
         waiting: list[Future[Result]] = []
-        try:
-            for part in parts:
-                waiting.append(self.begin(work, part))
-                if len(waiting) > self.count + 1:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-        except BrokenProcessPool:
-            raise ProcessLost from None
+        for part in parts:
+            waiting.append(self.begin(work, part))
+            if len(waiting) > self.count + 1:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
 
     def begin(self, work: Callable[[Part], Result], part: Part) -> "Future[Result]":
         """Begin *work* on *part*, after all that was begun before."""
@@ -87,7 +80,11 @@ class Crew:
 
 @contextmanager
 def crew(count: int, begin: Callable[..., None], *arguments: object) -> Iterator[Crew]:
-    """Yield *count* processes, each of which has called *begin* with *arguments*. They end with the block."""
+    """Yield *count* processes, each of which has called *begin* with *arguments*. They end with the block.
+
+    Raises:
+        ProcessLost: one of the processes has ended before.
+    """
     if count == 1:
         begin(*arguments)
         yield Crew(_Here(), 1)
@@ -96,6 +93,8 @@ def crew(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
     with ProcessPoolExecutor(count, mp_context=_context(begin.__module__), initializer=started) as pool:
         try:
             yield Crew(pool, count)
+        except BrokenProcessPool:
+            raise ProcessLost from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -49,7 +49,7 @@ COMMITS: Final = 300
 """Rows that are committed one by one."""
 BLOCK_BYTES: Final = 1024 * 1024
 
-_READERS: Final[dict[str, Reader]] = {  # type: ignore[type-arg]  # of one type each
+READERS: Final[dict[str, Reader]] = {  # type: ignore[type-arg]  # of one type each
     "billing_portal.configuration": Reader(portal.Configuration),
     "billing_portal.session": Reader(portal.Session),
     "charge": Reader(charge.Charge),
@@ -97,7 +97,7 @@ def merge_seconds(libpq: str, bodies: Sequence[bytes]) -> tuple[float, float]:
 
 def _reader(body: bytes) -> Reader:  # type: ignore[type-arg]  # of either type
     """Return what decodes *body*; the inbox knows of what type an event's object is, so this is not measured."""
-    return _READERS[str(events.read(body).object_type)]
+    return READERS[str(events.read(body).object_type)]
 
 
 def _prepared(connection: "psycopg.Connection[tuple[object, ...]]", chunk: Sequence[bytes]) -> bytes:
@@ -237,7 +237,7 @@ def _decode(bounds: tuple[int, int]) -> None:
             rows.itersize = rebuild.ROWS_READ
             rows.execute(_PAYLOADS, {"first": first, "end": end})
             for object_type, payload in rows:
-                reader = _READERS.get(object_type)
+                reader = READERS.get(object_type)
                 if reader is not None:
                     reader.read(payload)
 

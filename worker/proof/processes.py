@@ -50,7 +50,7 @@ class _Here(Executor):
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
         done: Future[Any] = Future()
-        done.set_result(_at_rest(work, *arguments, **named))
+        done.set_result(work(*arguments, **named))
         return done
 
 
@@ -73,8 +73,6 @@ class Crew:
 
     def begin(self, work: Callable[[Part], Result], part: Part) -> "Future[Result]":
         """Begin *work* on *part*, after all that was begun before."""
-        if isinstance(self._executor, _Here):
-            return self._executor.submit(work, part)
         return self._executor.submit(_at_rest, work, part)
 
 

@@ -181,9 +181,9 @@ def overlay(after: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, 
     return before
 
 
-def carried(**fields: object) -> dict[str, Value]:
+def carried(**fields: Any) -> dict[str, Value]:  # noqa: ANN401 - values, and UNSET
     """Return those of *fields* that the object carries."""
-    return {name: value for name, value in fields.items() if value is not UNSET}  # type: ignore[misc]  # folds pass values
+    return {name: value for name, value in fields.items() if value is not UNSET}
 
 
 def references(**fields: Reference | UnsetType) -> dict[str, str | None]:

@@ -32,6 +32,7 @@ not drawn::
     │   ├── BrokerAway
     │   ├── BudgetSpent
     │   └── StripeAway              whether the call did anything is not known
+    ├── ProcessLost                 a process that did a part of a rebuild was killed
     ├── ServicesError               the servers of `payfold up` cannot run
     │   ├── ServerMissing           no binary on this machine
     │   ├── ServerFailed            a server did not start

@@ -18,12 +18,17 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine
 
-from deploy.bench import apart, backlog, events, figures, growth, load, report, run
+from deploy.bench import apart, backlog, events, figures, growth, limits, load, report, run
 from deploy.bench.load import Loaded
 from deploy.bench.report import Figure, Run, Target
+from deploy.sandbox.history import shop_history
 from schemas import database, locks
 from schemas.errors import ConfigurationError, ConflictError
-from tests.command import payfold
+from schemas.settings import Settings
+from tests import ledger
+from tests.command import environment, payfold
+from worker import folds
+from worker.proof import shadow
 
 SECRET = "whsec_bench"
 REQUESTS = 50
@@ -317,6 +322,26 @@ def test_credit_notes_come_alone() -> None:
     assert Counter(each["type"] for each in chosen) == {"credit_note.created": 16, "credit_note.voided": 4}
     assert len({each["data"]["object"]["id"] for each in chosen}) == 16
     assert len({each["id"] for each in chosen}) == 20
+
+
+def count_of(engine: Engine, table: str) -> int:
+    """Return how many rows *table* has."""
+    return len(ledger.rows(engine, f"SELECT FROM {table}"))
+
+
+def test_the_limit_of_a_rebuild(database_url: str, tmp_path: Path) -> None:
+    """The limit decodes every object that a fold reads, loads the rows of a rebuild, and leaves nothing behind."""
+    engine = database.engine(database_url)
+    ledger.take_in(engine, *(event.body for event in shop_history(3, 40, money=True).events))
+
+    rows = limits.export_rows(Settings.load({"DATABASE_URL": database_url}).libpq, tmp_path)
+    taken = apart.decoded_and_loaded(environment({"DATABASE_URL": database_url}), tmp_path)
+
+    assert {wanted for wanted, _ in folds.FOLDS.values()} <= limits.READERS.keys()
+    assert rows == sum(count_of(engine, table.name) for table in shadow.REPLACED)
+    assert taken.inside.seconds > 0
+    assert ledger.rows(engine, "SELECT FROM pg_namespace WHERE starts_with(nspname, 'payfold_rebuild_')") == []
+    engine.dispose()
 
 
 def test_wrong_options_are_named() -> None:

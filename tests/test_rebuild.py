@@ -1,5 +1,6 @@
 """A rebuild equals the live tables, every edit of them is found and named, and a swap undoes it."""
 
+import fcntl
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from deploy.sandbox.history import shop_history, tangle
 from schemas import database, observations, tables
 from schemas.own_events import EVENT_IGNORED
 from schemas.progress import do_nothing
-from tests import histories, ledger
+from tests import busy, histories, ledger
 from tests.command import payfold
 from worker.proof import difference, rebuild, shadow, swap
 from worker.proof.difference import Difference
@@ -173,6 +174,44 @@ def test_events_folded_after_the_pause(shop: Engine) -> None:
         ledger.take_in(shop, *(event.body for event in tangle(9, money=True).events))
 
         assert difference.compare(reader, made, on_difference=do_nothing).drift == 0
+
+
+def test_objects_of_every_shape(engine: Engine) -> None:
+    """Divided so that every event is read alone, objects of one event and of many give the same rows as ever.
+
+    A ledger's transaction also reports on its customer's balance, whose events are in other ranges.
+    """
+    account = Account(seed=5)
+    account.complete(account.open_session())
+    account.open_session()
+    bodies = [event.body for event in (*account.events, *tangle(4, money=True).events)]
+    bodies += [busy.customer("evt_1", 0, 0), busy.customer("evt_2", 1, -500, {"balance": 0})]
+    bodies += [busy.transaction("cbtxn_1", -500, -500, 1, read_at=2)]
+    ledger.record(engine, [ledger.delivery(body) for body in bodies])
+    ledger.fold(engine)
+    assert run(engine, "SELECT count(*) > 0 FROM mentions") == [(True,)]
+    counts = "SELECT count(*) FROM inbox WHERE object_id IS NOT NULL GROUP BY object_id"
+    assert run(engine, f"SELECT min(count), max(count) > 1 FROM ({counts}) AS c") == [(1, True)]  # noqa: S608
+
+    with shadow.shadow(engine) as made:
+        rebuild.rebuild(made, sizes=Sizes(per_file=7, per_task=1, alone_max=0, processes=2))
+
+        assert digests(engine, schema=made.schema) == digests(engine)
+        assert found_in(made) == []
+
+
+def test_folders_of_killed_rebuilds(shop: Engine, database_url: str, tmp_path: Path) -> None:
+    """A rebuild leaves no folder behind, and removes those of killed rebuilds, but not that of one that still runs."""
+    killed, running = (tmp_path / f"{rebuild.FOLDER_PREFIX}{name}" for name in ("killed", "running"))
+    for folder in (killed, running):
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "1.facts").write_text("facts")
+    with (running / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert payfold("rebuild", DATABASE_URL=database_url, TMPDIR=str(tmp_path)).code == 0
+
+    assert list(tmp_path.glob(f"{rebuild.FOLDER_PREFIX}*")) == [running]
 
 
 # ---- Edits ----
@@ -476,6 +515,14 @@ def test_the_command(shop: Engine, database_url: str) -> None:
     assert "someone@example.com" not in ran.out + table.out + table.err
     assert (swapped.code, swapped.json["swapped"], swapped.json["drift"]) == (0, True, orders)
     assert payfold("rebuild", DATABASE_URL=database_url).code == 0
+
+
+@pytest.mark.parametrize("count", ["0", "65", "many"])
+def test_the_command_refuses_a_number_of_processes(count: str) -> None:
+    """Processes are from 1 to 64: any other number is a mistake in the command, and nothing begins."""
+    ran = payfold("rebuild", "--processes", count, DATABASE_URL="postgresql://localhost:1/none")
+
+    assert (ran.code, "--processes" in ran.err) == (2, True)
 
 
 def test_the_command_counts_unfolded_events(shop: Engine, database_url: str, tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def rebuilt(environment: Mapping[str, str]) -> Taken:
     return _taken([sys.executable, "-m", "deploy.bench.apart", "rebuild"], environment)
 
 
+def decoded_and_loaded(environment: Mapping[str, str], folder: Path) -> Taken:
+    """Decode the events of *environment*, and load the rows in *folder*: see ``limits.decode_and_load_seconds``."""
+    return _taken([sys.executable, "-m", "deploy.bench.limits", str(folder)], environment)
+
+
 def recorded(environment: Mapping[str, str], log: Path) -> Taken:
     """Record *log* next to the live tables of *environment* and fold it at once."""
     return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)

@@ -1,11 +1,16 @@
 """What PostgreSQL and a typed decoder do at most with the same events, measured and not quoted.
 
 Nothing here is part of Payfold: no order of events, no changes, no anomalies, only rows that are already made.
+
+``python -m deploy.bench.limits FOLDER`` decodes the events of the database that DATABASE_URL names, loads the rows in
+the folder, and prints how long it took.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -14,26 +19,50 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
+from deploy.bench.apart import Inside
 from deploy.bench.events import deliveries
 from schemas import database, events
-from schemas.database import Cursor
 from schemas.inbox import Delivery
+from schemas.settings import Settings
 from worker.folding.claim import event_of_delivery
-from worker.folds import checkout_session, join, payment_link
+from worker.folds import (
+    balance,
+    charge,
+    checkout_session,
+    credit_note,
+    customer,
+    dispute,
+    invoice,
+    join,
+    payment_intent,
+    payment_link,
+    portal,
+    refund,
+)
 from worker.folds.facts import Row
 from worker.folds.reading import Reader
-from worker.proof import shadow
-from worker.proof.shadow import REPLACED
+from worker.proof import processes, rebuild, shadow
+from worker.proof.shadow import REPLACED, Shadow
 
 CHUNK: Final = 500
 COMMITS: Final = 300
 """Rows that are committed one by one."""
 BLOCK_BYTES: Final = 1024 * 1024
-_SCHEMA: Final = "payfold_bench"
 
-_READERS: Final[dict[str, Reader]] = {  # type: ignore[type-arg]  # of one type each
+READERS: Final[dict[str, Reader]] = {  # type: ignore[type-arg]  # of one type each
+    "billing_portal.configuration": Reader(portal.Configuration),
+    "billing_portal.session": Reader(portal.Session),
+    "charge": Reader(charge.Charge),
     "checkout.session": Reader(checkout_session.CheckoutSession),
+    "credit_note": Reader(credit_note.CreditNote),
+    "customer": Reader(customer.Customer),
+    "customer_balance_transaction": Reader(balance.Transaction),
+    "dispute": Reader(dispute.Dispute),
+    "invoice": Reader(invoice.Invoice),
+    "invoice_payment": Reader(invoice.InvoicePayment),
+    "payment_intent": Reader(payment_intent.PaymentIntent),
     "payment_link": Reader(payment_link.PaymentLink),
+    "refund": Reader(refund.Refund),
 }
 
 
@@ -68,7 +97,7 @@ def merge_seconds(libpq: str, bodies: Sequence[bytes]) -> tuple[float, float]:
 
 def _reader(body: bytes) -> Reader:  # type: ignore[type-arg]  # of either type
     """Return what decodes *body*; the inbox knows of what type an event's object is, so this is not measured."""
-    return _READERS[str(events.read(body).object_type)]
+    return READERS[str(events.read(body).object_type)]
 
 
 def _prepared(connection: "psycopg.Connection[tuple[object, ...]]", chunk: Sequence[bytes]) -> bytes:
@@ -130,7 +159,7 @@ def _schema(libpq: str) -> "Iterator[psycopg.Connection[tuple[object, ...]]]":
             connection.execute("DROP SCHEMA payfold_bench CASCADE")
 
 
-# ---- Rebuilding: bulk load ----
+# ---- Rebuilding: read, decode and load ----
 
 
 def export_rows(libpq: str, folder: Path) -> int:
@@ -146,36 +175,93 @@ def export_rows(libpq: str, folder: Path) -> int:
     return rows
 
 
-def load_seconds(libpq: str, folder: Path) -> float:
-    """Load those rows by COPY into empty tables that have their keys and indexes, and return how long it takes."""
-    with _schema(libpq) as connection:
-        for table in REPLACED:
-            connection.execute(
-                sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
-                    sql.Identifier(_SCHEMA, table.name), sql.Identifier("public", table.name)
-                )
-            )
+def decode_and_load_seconds(engine: Engine, folder: Path) -> float:
+    """Read and decode every payload of the inbox, load the exported rows of *folder*, and return how long it takes.
+
+    As many processes as a rebuild uses decode while this one loads. They make the indexes at the end.
+    """
+    with shadow.shadow(engine) as made:
         started = time.monotonic()
-        with connection.transaction(), connection.cursor() as cursor:
-            for table in REPLACED:
-                _copy(cursor, sql.SQL("COPY {} FROM STDIN"), sql.Identifier(_SCHEMA, table.name), folder / table.name)
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            cursor.execute("SELECT coalesce(min(seq), 0), coalesce(max(seq), -1), count(*) FROM inbox")
+            first, last, count = cursor.fetchone() or (0, -1, 0)
+            indexes, keys = shadow.indexes(cursor, made), shadow.keys(cursor, made)
+        ranges = [(at, at + rebuild.USUAL.per_task) for at in range(first, last + 1, rebuild.USUAL.per_task)]
+        url = engine.url.render_as_string(hide_password=False)
+        with processes.crew(rebuild.USUAL.processes_for(count), _begin, url) as crew:
+            decoding = [crew.begin(_decode, each) for each in ranges]
+            _load(engine, made, folder)
+            for each in decoding:
+                each.result()
+            for _ in (*crew.each(_execute, [[each] for each in indexes]), *crew.each(_execute, keys)):
+                pass
         return time.monotonic() - started
 
 
 def quick_load_seconds(engine: Engine, folder: Path) -> float:
-    """Load those rows as fast as it can be done: frozen, before there is an index, and analyzed at the end."""
+    """Load those rows as fast as one connection can: frozen, before there is an index, and analyzed at the end."""
     with shadow.shadow(engine) as made:
         started = time.monotonic()
+        _load(engine, made, folder)
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            shadow.make_tables(cursor, made)
-            for table in REPLACED:
-                name = sql.Identifier(made.schema, table.name)
-                _copy(cursor, sql.SQL("COPY {} FROM STDIN (FREEZE)"), name, folder / table.name)
-            shadow.make_indexes(cursor, made)
+            for statement in (*shadow.indexes(cursor, made), *chain.from_iterable(shadow.keys(cursor, made))):
+                cursor.execute(statement)
         return time.monotonic() - started
 
 
-def _copy(cursor: Cursor, statement: sql.SQL, name: sql.Identifier, path: Path) -> None:
-    with path.open("rb") as file, cursor.copy(statement.format(name)) as copy:
-        while block := file.read(BLOCK_BYTES):
-            copy.write(block)
+def _load(engine: Engine, made: Shadow, folder: Path) -> None:
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        shadow.make_tables(cursor, made)
+        for table in REPLACED:
+            statement = sql.SQL("COPY {} FROM STDIN (FREEZE)").format(sql.Identifier(made.schema, table.name))
+            with (folder / table.name).open("rb") as file, cursor.copy(statement) as copy:
+                while block := file.read(BLOCK_BYTES):
+                    copy.write(block)
+
+
+# ---- In each process ----
+
+_ENGINE: Engine
+
+
+def _begin(url: str) -> None:
+    global _ENGINE  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
+    _ENGINE = database.engine(url, connections_max=1)
+
+
+def _decode(bounds: tuple[int, int]) -> None:
+    first, end = bounds
+    with database.transaction(_ENGINE) as connection:
+        driver = connection.connection.driver_connection
+        with driver.cursor("payloads", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
+            rows.itersize = rebuild.ROWS_READ
+            rows.execute(_PAYLOADS, {"first": first, "end": end})
+            for object_type, payload in rows:
+                reader = READERS.get(object_type)
+                if reader is not None:
+                    reader.read(payload)
+
+
+_PAYLOADS: Final = """
+SELECT i.object_type, b.payload FROM inbox AS i JOIN payloads AS b USING (seq)
+WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < %(end)s
+"""
+
+
+def _execute(statements: Sequence[str]) -> None:
+    with database.transaction(_ENGINE) as connection, database.cursor(connection) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+# ---- As a process of its own ----
+
+
+def main(folder: str) -> None:
+    """Decode and load, and print what it took."""
+    seconds = decode_and_load_seconds(database.engine(Settings.load().postgresql), Path(folder))
+    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -43,6 +43,9 @@ def rebuild(
     archive: ArchiveOption = None,
     account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many differences are listed.")] = DIFFERENCES_SHOWN,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", help="Rebuild with this many processes, instead of one for every core.")
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Fold the inbox next to the live tables and print every difference; exit 3 if there is one and no --swap."""
@@ -50,7 +53,7 @@ def rebuild(
     from worker.proof import rebuild as rebuilding
     from worker.proof import swap as swapping
 
-    logs = logs_named(logs or [])
+    logs, sizes = logs_named(logs or []), rebuilding.sizes_for(processes)
     if logs and swap:
         raise ConfigurationError(
             "--swap is for a rebuild of the inbox, since the tables have to be what the inbox says. Bring the logs in"
@@ -73,7 +76,7 @@ def rebuild(
             made = opened.enter_context(archived.with_archived(engine, archive, progress=shown_on(bar)))
         if swap:
             archived.require_all(made)
-        rebuilding.rebuild(made, progress=shown_on(bar))
+        rebuilding.rebuild(made, progress=shown_on(bar), sizes=sizes)
         if swap:
             found, changes = swapping.swap(made, on_difference=listed)
         else:

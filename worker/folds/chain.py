@@ -131,7 +131,7 @@ class Rules:
             and any(row.before[name] != row.after[name] for name in self.names)
         )
 
-    def carried(self, facts: Facts) -> dict[str, Value]:
+    def carried(self, facts: Facts) -> Mapping[str, Value]:
         """Return the state after an event, together with that of the row that shares its order.
 
         The row's values have names of their own, because both may have a status or a currency, with other values.
@@ -210,7 +210,7 @@ class _Ending:
 
     The edges *left_out* are twins. The ending *is_doubtful* if not all of them have to be left out. It is not
     *is_countable* if more could be left out with the same end. If it *is_unordered*, only its last edge is known, which
-    leads to *end*. With *is_walk* the edges are in their order, and no other order has as few gaps.
+    leads to *end*. *walk* has the edges from the last to the first where their order is known already.
     """
 
     edges: Sequence[_Edge]
@@ -221,7 +221,7 @@ class _Ending:
     is_doubtful: bool = False
     is_unordered: bool = False
     is_countable: bool = True
-    is_walk: bool = False
+    walk: Sequence[_Edge] = ()
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,8 @@ def _follow(courses: Sequence[_Course], group: list[Facts], rules: Rules) -> lis
     begun = [(course, starts) for course in courses for starts in [_beginnings(edges, names, course, rules)]]
     if _is_too_much(edges, sum(len(starts) for _, several in begun for starts in several)):
         found = [(course, each) for course in courses for each in _unordered(edges)]
+    elif (only := _only_ending(edges, begun, testimony, rules)) is not None:
+        found = [(begun[0][0], only)]
     else:
         ended = [(course, [_endings(edges, each, testimony, rules) for each in several]) for course, several in begun]
         found = [(course, each) for course, several in ended for each in _chosen(several)]
@@ -380,16 +382,67 @@ def _unordered(edges: Sequence[_Edge]) -> list[_Ending]:
     return [_Ending(edges, None, 0, end, is_unordered=True) for end in ends]
 
 
+def _only_ending(
+    edges: Sequence[_Edge],
+    begun: Sequence[tuple[_Course, Sequence[Sequence[Hashable | None]]]],
+    testimony: Testimony | None,
+    rules: Rules,
+) -> _Ending | None:
+    """Return what ``_endings`` finds where *edges* are one walk that never returns to a state that it has left.
+
+    This is the usual second. Return None for any other, and where it is not known to begin where the walk does.
+    """
+    if testimony is not None or len(begun) > 1 or len(begun[0][1]) > 1 or len(edges) > CHAIN_STEPS_MAX:
+        return None
+    staying = [edge for edge in edges if edge.before == edge.after]
+    if staying and rules.counts:
+        return None  # whether a twin moved another row is to be counted
+    walk = _walk([edge for edge in edges if edge.before != edge.after] if staying else edges, staying)
+    if walk is None:
+        return None
+    path, (starts,) = _with_staying(walk, staying, rules), begun[0][1]
+    start = next((each for each in starts if each is not None and each == path[-1].before), None)
+    if start is None and None not in starts:
+        return None
+    return _Ending(edges, start, 0, path[0].after, walk=path)
+
+
+def _walk(moving: Sequence[_Edge], staying: Sequence[_Edge]) -> list[_Edge] | None:
+    """Return *moving* as one walk through states that all differ and include those of *staying*; None if it is none."""
+    after = {edge.before: edge for edge in moving}
+    entered = {edge.after for edge in moving}
+    firsts = after.keys() - entered
+    if len(after) < len(moving) or len(entered) < len(moving) or len(firsts) != min(len(moving), 1):
+        return None
+    stayed = {edge.before for edge in staying}
+    if not moving:
+        return [] if len(stayed) == 1 else None
+    walk = [after[firsts.pop()]]
+    while (further := after.get(walk[-1].after)) is not None:
+        walk.append(further)
+    return walk if len(walk) == len(moving) and stayed <= after.keys() | entered else None
+
+
+def _with_staying(walk: Sequence[_Edge], staying: Sequence[_Edge], rules: Rules) -> list[_Edge]:
+    """Return *walk* from its last edge to the first, with the edges *staying* in a state after the one that enters it.
+
+    Of those that stay in one state the preferred edge is the last.
+    """
+    if not staying:
+        return [*reversed(walk)]
+    at: dict[Hashable, list[_Edge]] = defaultdict(list)
+    for edge in _preferred(staying, rules.prefer):
+        at[edge.after].append(edge)
+    path: list[_Edge] = []
+    for edge in reversed(walk):
+        path += [*at.pop(edge.after, ()), edge]
+    return [*path, *(edge for left in at.values() for edge in left)]
+
+
 def _endings(
     edges: Sequence[_Edge], starts: Sequence[Hashable | None], testimony: Testimony | None, rules: Rules
 ) -> list[_Ending]:
     """Return an ending for every end that an order of *edges* from one of *starts* with the fewest gaps may have."""
-    walk = _walk(edges, rules) if testimony is None else None
-    if walk is not None:
-        begun = walk[0].before
-        for start in (begun, None):
-            if start in starts:
-                return [_Ending(walk, start, 0, walk[-1].after, is_walk=True)]
     kept, left_out, floor = _by_testimony(edges, testimony, rules)
     twins = _Twins(kept, floor) if rules.may_repeat else _NO_TWINS
     found: list[_Ending] = []
@@ -405,32 +458,6 @@ def _endings(
     found = [each for each in found if each.gaps == fewest]
     # A guessed beginning counts only if no known earlier state fits as well.
     return [each for each in found if each.start is not None] or found
-
-
-def _walk(edges: Sequence[_Edge], rules: Rules) -> list[_Edge] | None:
-    """Return *edges* as one walk through different states; None if they are no such walk, or too many to order.
-
-    Most seconds are one. Then no other order of the edges has no gap. In each state the walk first takes the steps that
-    lead back to it. Several of them may be twins, but leaving one out makes a difference only if the moves count.
-    """
-    onward = {edge.before: edge for edge in edges if edge.before != edge.after}
-    staying = _by_end(edge for edge in edges if edge.before == edge.after)
-    stays = sum(map(len, staying.values()))
-    entered = {edge.after for edge in onward.values()}
-    if not len(entered) == len(onward) == len(edges) - stays or len(edges) > CHAIN_STEPS_MAX:
-        return None
-    begins = [*(onward or staying).keys() - entered]
-    if len(begins) != 1 or (rules.counts and stays > len(staying)):
-        return None
-    found: list[_Edge] = []
-    state: Hashable = begins[0]
-    while True:
-        found += _preferred(staying.get(state, ()), rules.prefer)[::-1]
-        if state not in onward:
-            # What is left are circles, or steps that lead back to states outside the walk.
-            return found if len(found) == len(edges) else None
-        found.append(onward[state])
-        state = onward[state].after
 
 
 def _beginnings(
@@ -457,9 +484,14 @@ def _starts(
         return found if _NOTHING in found else [*found, None]
     shared = [name for name in names if name in earlier.carried]
     known = _state(earlier.carried, shared)
-    fitting = [
-        edge.before for edge in edges if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
-    ]
+    if len(shared) == len(names):
+        fitting = [edge.before for edge in edges if edge.before == known]
+    else:
+        fitting = [
+            edge.before
+            for edge in edges
+            if edge.before is not _NOTHING and _state(_before(edge.facts), shared) == known
+        ]
     found += fitting or [known]
     if earlier.group[0].rank < edges[0].facts.rank and not any(rules.shows_rise(edge.facts) for edge in edges):
         found += _movers(edges)
@@ -553,19 +585,19 @@ def _common_names(group: Sequence[Facts]) -> list[str]:
 
 
 def _state(values: Mapping[str, Value], names: Sequence[str]) -> Hashable:
-    return tuple(_hashable(values[name]) for name in names)
+    # Most values are plain, and a call for each takes longer than the rest.
+    return tuple([value if type(value) in _PLAIN else _hashable(value) for value in map(values.__getitem__, names)])
+
+
+_PLAIN: Final = frozenset({str, int, datetime, type(None)})
+"""No value of one of these types equals one of another. A bool is none of them: for Python, True equals 1."""
 
 
 def _hashable(value: object) -> Hashable:
-    # The usual types come first, because the check for a mapping is slow.
-    if value is None or isinstance(value, (str, datetime)):
+    if type(value) in _PLAIN:
         return value
-    if isinstance(value, int):
-        # For Python True and 1 are the same key, but they are different states.
-        return (type(value), value)
-    if isinstance(value, Mapping):
-        # With its type, because a list of pairs is another state.
-        return (dict, tuple(sorted((key, _hashable(item)) for key, item in value.items())))
+    if isinstance(value, (dict, Mapping)):  # in this order, because the check for a mapping is slow
+        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))
     return (type(value), value)
@@ -796,8 +828,8 @@ def _backwards(ending: _Ending, prefer: Callable[[Facts], int]) -> Iterator[_Edg
     The order is found from its end. A step may be the last if the other steps can be ordered before it without a
     further gap. If several steps may be the last, the preference decides, and then seniority.
     """
-    if ending.is_walk:
-        yield from reversed(ending.edges)
+    if ending.walk:
+        yield from ending.walk
         return
     left, gaps, ends = _preferred(_without(ending.edges, ending.left_out), prefer), ending.gaps, {ending.end}
     if ending.is_unordered:

@@ -103,9 +103,9 @@ class Facts(Struct, frozen=True, array_like=True):
         return self.source == "observation"
 
     @property
-    def after(self) -> dict[str, Value]:
+    def after(self) -> Mapping[str, Value]:
         """The state after the event, under the names of ``before``."""
-        return {**self.columns, **self.references}
+        return {**self.columns, **self.references} if self.references else self.columns
 
 
 class Witness(Struct, frozen=True):

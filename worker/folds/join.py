@@ -189,6 +189,8 @@ def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     own = next((each.subject for each in known if each.subject.table == spec.table and not each.is_witness), None)
     if own is None:
         return None
+    if len(known) == 1 and spec.order is None:
+        return _alone(spec, known[0])
     path = in_order(spec, known)
     row = _empty(spec, own)
     anomalies = list(path.anomalies)
@@ -210,6 +212,18 @@ def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     return _announcing(spec, joined, None, path.steps) if spec.announces_steps else joined
 
 
+def _alone(spec: RowSpec, step: Facts) -> Joined:
+    """Return the row of an object with one event, which no other event can contradict: most objects have one."""
+    empty = _empty(spec, step.subject)
+    row = _lay(spec, empty, step)
+    spec.follow(empty, step, row)
+    spec.infer(row)
+    anomalies = tuple(spec.anomalies(row))
+    _drop_what_no_column_keeps(spec, row)
+    joined = Joined(row, anomalies, _children(spec, (step,)), step.source, is_whole=True, replace_all=True)
+    return _announcing(spec, joined, None, (step,)) if spec.announces_steps else joined
+
+
 def _announcing(spec: RowSpec, joined: Joined, row: Row | None, steps: Sequence[Facts]) -> Joined:
     """Return *joined* with the last of *steps* that implies a change, if one does; *row* is the row before them."""
     before = row
@@ -225,8 +239,6 @@ def _announcing(spec: RowSpec, joined: Joined, row: Row | None, steps: Sequence[
 def in_order(spec: RowSpec, facts: Iterable[Facts]) -> Path:
     """Return the facts of one row in the order in which they are laid. *facts* are its own and its leader's."""
     known = list(facts)
-    if len(known) == 1 and spec.order is None:
-        return Path(known, set(), is_ambiguous=False)
     if spec.order is not None:
         return spec.order(known)
     leading = [each for each in known if each.subject.table == spec.leader]

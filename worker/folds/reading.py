@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, structs
 
 from schemas.errors import Unfoldable
 from schemas.events import CREATED_MAX, CREDENTIALS, TEXT_CHARACTERS_MAX
@@ -63,15 +63,23 @@ class Snapshot(Struct, Generic[ObjectType]):
     api_version: str | None = None
 
 
-class _Untyped(Struct):
-    object: dict[str, Any]
+class _Loose(Struct, Generic[ObjectType]):
+    """The data of an event with an object of which only some keys are decoded, of any type each."""
+
+    object: ObjectType
 
 
-class _UntypedSnapshot(Struct):
-    data: _Untyped
+class _LooseSnapshot(Struct, Generic[ObjectType]):
+    data: _Loose[ObjectType]
 
 
-_decode_untyped = msgspec.json.Decoder(_UntypedSnapshot).decode
+def _loose_type(wanted: type[Struct]) -> type[Struct]:
+    """Return a type with the keys that *wanted* reads, and ``object``, each with any value."""
+    names = {field.encode_name for field in structs.fields(wanted)} | {"object"}
+    made = [(f"key_{number}", Any, UNSET) for number in range(len(names))]
+    return defstruct(
+        f"Loose{wanted.__name__}", made, rename=dict(zip((name for name, *_ in made), sorted(names), strict=True))
+    )
 
 
 class Reader(Generic[ObjectType]):
@@ -81,6 +89,9 @@ class Reader(Generic[ObjectType]):
         self._type = object_type
         self._snapshot = cast("type[Snapshot[ObjectType]]", Snapshot[object_type])  # type: ignore[valid-type]  # a type made at run time
         self._decode = msgspec.json.Decoder(self._snapshot).decode
+        loose = _loose_type(object_type)
+        self._keys = [(field.name, field.encode_name) for field in structs.fields(loose)]
+        self._decode_loose = msgspec.json.Decoder(_LooseSnapshot[loose]).decode  # type: ignore[valid-type]  # a type made at run time
 
     def read(self, payload: bytes) -> tuple[ObjectType, ObjectType | None]:
         """Return the object after the event and the object before it, None where the event does not report that.
@@ -90,7 +101,7 @@ class Reader(Generic[ObjectType]):
         """
         try:
             data = self._data(payload)
-            # Most payloads have no backslash at all, and a single byte is found many times as fast as six.
+            # Few payloads have a backslash, and one character is looked for twenty times as fast as several.
             if b"\\" in payload and b"\\u0000" in payload:
                 _require_storable(msgspec.to_builtins(data.object))
             return data.object, self._before(payload, data.previous_attributes)
@@ -112,13 +123,18 @@ class Reader(Generic[ObjectType]):
         if not previous:
             return None
         try:
-            after = _decode_untyped(payload).data.object
+            after = self._loose(payload)
             return msgspec.convert(overlay(after, previous), self._type) if _reports(after, previous) else None
         except msgspec.DecodeError:
             after = mending.decode(payload)["data"]["object"]
             if not _reports(after, previous):
                 return None
             return cast("ObjectType", mending.convert(overlay(after, previous), self._type))
+
+    def _loose(self, payload: bytes) -> dict[str, Any]:
+        """Return the keys of the object that its type reads; the others are most of it, and are only skipped."""
+        found = self._decode_loose(payload).data.object
+        return {key: value for name, key in self._keys if (value := getattr(found, name)) is not UNSET}
 
 
 def _reports(after: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
@@ -165,15 +181,15 @@ def overlay(after: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, 
     return before
 
 
-def carried(**fields: object) -> dict[str, Value]:
+def carried(**fields: Any) -> dict[str, Value]:  # noqa: ANN401 - values, and UNSET
     """Return those of *fields* that the object carries."""
-    return {name: value for name, value in fields.items() if value is not UNSET}  # type: ignore[misc]  # of any type
+    return {name: value for name, value in fields.items() if value is not UNSET}
 
 
 def references(**fields: Reference | UnsetType) -> dict[str, str | None]:
     """Return the ids of those of *fields* that the object carries. A field holds an id or a whole object."""
     return {
-        name: value if value is None or type(value) is str else value.id  # type: ignore[union-attr]  # it is Expanded
+        name: value.id if type(value) is Expanded else value  # type: ignore[misc]  # UNSET is left out
         for name, value in fields.items()
         if value is not UNSET
     }

@@ -8,26 +8,27 @@ Note [Every event is read once, every row is written once]
     The facts of an event are kept in a file for its object, one of some hundred files that are chosen by the hash of
     the object's id. Each file then holds all facts of its objects and fits into memory, however long the history is.
     The facts of a file are joined there, and the rows go into empty tables by COPY, before these have an index.
-    Reading and joining are divided among processes. The tables are filled in the same transaction that makes them, so
-    that PostgreSQL need not visit the rows again to mark them as committed.
+    Reading and joining are divided among processes, and so are the indexes. The tables are filled in the same
+    transaction that makes them, so that PostgreSQL need not visit the rows again to mark them as committed. One
+    transaction fills the tables of the events and another those of the objects, so that the former get their indexes
+    while objects are joined.
 """
 
-import multiprocessing
+import fcntl
 import os
 import random
+import shutil
 import struct
 import tempfile
-import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -37,7 +38,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor
-from schemas.errors import DatabaseAway
+from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.own_events import EVENT_IGNORED
@@ -52,14 +53,16 @@ from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
 from worker.logs import reader as log_reader
 from worker.logs.reader import Entry
-from worker.proof import archived, shadow
+from worker.proof import archived, processes, shadow
+from worker.proof.processes import PROCESSES_MAX, Crew, ProcessLost
 from worker.proof.shadow import Shadow
 
-PROCESSES_MAX: Final = 4
 FILES_MAX: Final = 512
 FACTS_BUFFERED_MAX: Final = 20_000
-ROWS_READ: Final = 1_000
+ROWS_READ: Final = 250
 CATCH_UP_EVENTS: Final = 500
+
+Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
@@ -69,17 +72,33 @@ class Sizes:
     """How the work is divided, in events.
 
     Each process has the facts of *per_file* events in memory at once, and reads *per_task* events at a time. Up to
-    *alone_max* events are not worth another process.
+    *alone_max* events are not worth another process. More are divided among *processes*, or one for every core.
     """
 
     per_file: int = 5_000
     per_task: int = 5_000
-    alone_max: int = 30_000
+    alone_max: int = 10_000
+    processes: int | None = None
+
+    def processes_for(self, events: int) -> int:
+        """Return among how many processes so many *events* are divided."""
+        return 1 if events <= self.alone_max else self.processes or processes.cores()
 
 
 USUAL: Final = Sizes()
 IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
 """For a worker, which must not take every core from the processes that fold."""
+
+
+def sizes_for(count: int | None) -> Sizes:
+    """Return the usual sizes, with *count* processes or one for every core.
+
+    Raises:
+        ConfigurationError: so many processes cannot be.
+    """
+    if count is not None and not 1 <= count <= PROCESSES_MAX:
+        raise ConfigurationError(f"--processes is from 1 to {PROCESSES_MAX}, and not {count}.")
+    return Sizes(processes=count)
 
 
 @contextmanager
@@ -94,7 +113,7 @@ def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USU
     """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
     try:
         _rebuild_at_once(made, progress, sizes)
-    except DatabaseAway:
+    except (DatabaseAway, ProcessLost):
         raise
     except Exception as error:  # if one row is at fault, the projection parks only its event
         if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
@@ -208,8 +227,7 @@ def take_over_attempts(cursor: Cursor, made: Shadow) -> None:
 
 def _make_empty(made: Shadow) -> None:
     with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
-        shadow.make_tables(cursor, made)
-        shadow.make_indexes(cursor, made)
+        shadow.make_empty(cursor, made)
 
 
 def _seqs(made: Shadow) -> list[int]:
@@ -260,36 +278,86 @@ class _Job:
     has_archive: bool
     ignored: Mapping[Key, str]
     folder: Path
+    events: int
     files: int
     now: datetime
 
 
 def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="payfold-rebuild-") as folder,
+        _folder() as folder,
         database.transaction(made.within, may_idle=True) as reading,
         database.cursor(reading) as reader,
-        database.transaction(made.engine, may_idle=True) as writing,
-        database.cursor(writing) as writer,
     ):
         database.take_snapshot(reader)
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
-        ranges, job = _planned(reader, made, Path(folder), sizes)
-        shadow.make_tables(writer, made)
-        with _processes(job, is_alone=len(ranges) * sizes.per_task <= sizes.alone_max) as pool:
-            for at, written in enumerate(_each(pool, _judge_range, ranges), 1):
-                _copy(writer, made, written)
-                progress("Reading events", at, len(ranges))
-            for at, written in enumerate(_each(pool, _join_file, range(job.files)), 1):
-                _copy(writer, made, written)
-                progress("Joining", at, job.files)
-        progress("Making indexes", 0, 1)
-        shadow.make_indexes(writer, made)
-        progress("Making indexes", 1, 1)
+        ranges, job = _planned(reader, made, folder, sizes)
+        with _crew(job, sizes) as crew:
+            judged = _shown(crew.each(_judge_range, ranges), progress, "Reading events", len(ranges))
+            _load(made, _OF_EVENTS, judged)
+            early = [crew.begin(_execute, [each]) for each in shadow.indexes(reader, made, _OF_EVENTS)]
+            joined = _shown(crew.each(_join_file, range(job.files)), progress, "Joining", job.files)
+            _load(made, tables.PROJECTIONS, joined)
+            late = [[each] for each in shadow.indexes(reader, made, tables.PROJECTIONS)]
+            keys = shadow.keys(reader, made)
+            for _ in _shown(crew.each(_execute, late), progress, "Making indexes", len(late)):
+                pass
+            for done in early:
+                done.result()
+            for _ in crew.each(_execute, keys):
+                pass
+    with database.transaction(made.engine, may_idle=True) as writing, database.cursor(writing) as writer:
+        shadow.make_view(writer, made)
         # An order and its charges may have been joined in different files.
         writer.execute(made.path())
         projection.settle_all(writer, now=job.now)
+
+
+FOLDER_PREFIX: Final = "payfold-rebuild-"
+_LOCK: Final = "lock"
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder for the files of a rebuild, and remove it at the end. Those of killed rebuilds are removed now."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError), (left / _LOCK).open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name, (Path(name) / "new").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # It gets its name when it is locked, so that no one takes this folder for one that is left.
+        (Path(name) / "new").rename(Path(name) / _LOCK)
+        yield Path(name)
+
+
+_OF_EVENTS: Final = (tables.mentions, tables.outcomes)
+"""The tables that are complete when all events are read."""
+
+
+@contextmanager
+def _crew(job: _Job, sizes: Sizes) -> Iterator[Crew]:
+    try:
+        with processes.crew(sizes.processes_for(job.events), _begin, job) as crew:
+            yield crew
+    finally:
+        _end()
+
+
+def _shown(parts: Iterable[Result], progress: Progress, step: str, total: int) -> Iterator[Result]:
+    """Yield *parts*, and report how many of a *total* have been dealt with."""
+    for at, part in enumerate(parts, 1):
+        yield part
+        progress(step, at, total)
+
+
+def _load(made: Shadow, several: Sequence[Table], parts: Iterable[Mapping[str, Path]]) -> None:
+    """Make *several* tables, and fill them from the files in *parts*."""
+    with database.transaction(made.engine, may_idle=True) as writing, database.cursor(writing) as writer:
+        shadow.make_tables(writer, made, several)
+        for written in parts:
+            _copy(writer, made, written)
 
 
 def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[list[tuple[int, int]], _Job]:
@@ -310,6 +378,7 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         has_archive=made.has_archive,
         ignored=ignored,
         folder=folder,
+        events=count,
         files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
         now=datetime.now(UTC),
     )
@@ -318,43 +387,6 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
     # The numbers have gaps, since a duplicate uses one up.
     width = max(1, (last - first + 1) * sizes.per_task // max(count, 1))
     return [(at, min(at + width, last + 1)) for at in range(first, last + 1, width)], job
-
-
-class _Here(Executor):
-    """An executor that runs each task immediately, in this process."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401 - as its parent
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments, **named))
-        return done
-
-
-@contextmanager
-def _processes(job: _Job, *, is_alone: bool) -> Iterator[Executor]:
-    count = min(PROCESSES_MAX, os.cpu_count() or 1)
-    if is_alone or count == 1:
-        _begin(job)
-        yield _Here()
-        return
-    with ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(job,)
-    ) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _each(pool: Executor, work: Callable[[Any], dict[str, Path]], parts: Iterable[Any]) -> Iterator[dict[str, Path]]:
-    """Yield the result of *work* for each part. Only a few are begun in advance, since each result is files."""
-    waiting: list[Future[dict[str, Path]]] = []
-    for part in parts:
-        waiting.append(pool.submit(work, part))
-        if len(waiting) > PROCESSES_MAX + 1:
-            yield waiting.pop(0).result()
-    for each in waiting:
-        yield each.result()
 
 
 def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
@@ -374,14 +406,33 @@ def _copy(writer: Cursor, made: Shadow, written: Mapping[str, Path]) -> None:
 # ---- In each process ----
 
 _JOB: _Job
+_ENGINE: Engine | None = None
 
 
 def _begin(job: _Job) -> None:
-    global _JOB  # noqa: PLW0603 - what a process begins with is the one thing its tasks share
+    # What a process begins with is the one thing that its tasks share.
+    global _JOB, _ENGINE  # noqa: PLW0603
     _JOB = job
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]  # it ends
+    _ENGINE = database.engine(job.url, connections_max=1)
+
+
+def _end() -> None:
+    """Close the connection of this process, if it did tasks itself."""
+    global _ENGINE  # noqa: PLW0603 - see _begin
+    if _ENGINE is not None:
+        _ENGINE.dispose()
+    _ENGINE = None
+
+
+def _engine() -> Engine:
+    assert _ENGINE is not None, "a task runs between _begin and _end"  # noqa: S101 - for the types alone
+    return _ENGINE
+
+
+def _execute(statements: Sequence[str]) -> None:
+    with database.transaction(_engine()) as connection, database.cursor(connection) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
 
 
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
@@ -391,49 +442,45 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     anomalies = _Rows(tables.anomalies, job.folder)
     told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
-    engine = database.engine(job.url, connections_max=1)
-    try:
-        with database.transaction(engine, may_idle=True) as connection:
-            with database.cursor(connection) as cursor:
-                database.take_snapshot(cursor)
-                cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
-                path = sql.SQL(", ").join(map(sql.Identifier, job.path))
-                cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
-                # Copies that the live tables have not compared yet have no effect on them.
-                copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
-            driver = connection.connection.driver_connection
-            with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
-                rows.itersize = ROWS_READ
-                statement = sql.SQL(
-                    _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
-                ).format(
-                    columns=sql.SQL(_COLUMNS),
-                    outcomes=sql.Identifier(job.live, "outcomes"),
-                    payloads=sql.Identifier(job.live, "payloads"),
-                )
-                first, end = bounds
-                rows.execute(statement, {"first": first, "end": end})
-                for row in rows:
-                    event = Event(*row[:10])
-                    if event.seq in copies:
-                        choice = renderings.choose_with(copies.pop(event.seq), event.payload)
-                        event = choice.chosen.event
-                        for contradiction in contradictions(choice, job.now):
-                            anomalies.add_row(contradiction)
-                    verdict = _verdict(job, event)
-                    reason = shortened(verdict.reason)
-                    outcomes.add(
-                        (
-                            *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
-                            *(folds.FOLD_VERSION, verdict.cause),
-                        )
+    with database.transaction(_engine(), may_idle=True) as connection:
+        with database.cursor(connection) as cursor:
+            database.take_snapshot(cursor)
+            cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(job.snapshot)))
+            path = sql.SQL(", ").join(map(sql.Identifier, job.path))
+            cursor.execute(sql.SQL("SET LOCAL search_path = {}").format(path))
+            # Copies that the live tables have not compared yet have no effect on them.
+            copies = renderings.of_range(cursor, *bounds, with_fresh=job.has_inbox)
+        driver = connection.connection.driver_connection
+        with driver.cursor("events", binary=True) as rows:  # type: ignore[union-attr]  # the pool does not know the driver's type
+            rows.itersize = ROWS_READ
+            statement = sql.SQL(
+                _OWN_EVENTS if job.has_inbox else _ARCHIVED_EVENTS if job.has_archive else _EVENTS
+            ).format(
+                columns=sql.SQL(_COLUMNS),
+                outcomes=sql.Identifier(job.live, "outcomes"),
+                payloads=sql.Identifier(job.live, "payloads"),
+            )
+            first, end = bounds
+            rows.execute(statement, {"first": first, "end": end})
+            for row in rows:
+                event = Event(*row[:10])
+                if event.seq in copies:
+                    choice = renderings.choose_with(copies.pop(event.seq), event.payload)
+                    event = choice.chosen.event
+                    for contradiction in contradictions(choice, job.now):
+                        anomalies.add_row(contradiction)
+                verdict = _verdict(job, event)
+                reason = shortened(verdict.reason)
+                outcomes.add(
+                    (
+                        *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
+                        *(folds.FOLD_VERSION, verdict.cause),
                     )
-                    spill.add(verdict.facts)
-                    for one in verdict.facts:
-                        if one.subject.source != event.object_id:
-                            told.add((event.account, event.livemode, one.subject.source, event.seq))
-    finally:
-        engine.dispose()
+                )
+                spill.add(verdict.facts)
+                for one in verdict.facts:
+                    if one.subject.source != event.object_id:
+                        told.add((event.account, event.livemode, one.subject.source, event.seq))
     spill.flush()
     for mention in told:
         mentions.add(mention)
@@ -479,10 +526,9 @@ class _Spill:
         self._count = 0
 
     def add(self, facts: Iterable[Facts]) -> None:
+        files = self._job.files
         for one in facts:
-            subject = one.subject
-            key = f"{subject.account} {subject.livemode} {subject.source}".encode(errors="surrogatepass")
-            self._buffered[zlib.crc32(key) % self._job.files].append(one)
+            self._buffered[zlib.crc32(one.subject.source.encode(errors="surrogatepass")) % files].append(one)
             self._count += 1
         if self._count >= FACTS_BUFFERED_MAX:
             self.flush()

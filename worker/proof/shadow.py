@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -111,34 +111,70 @@ def require_same_names(cursor: Cursor, made: Shadow) -> None:
         raise ConflictError("An account was renamed since this began. Nothing has changed: run it again.")
 
 
-def make_tables(cursor: Cursor, made: Shadow) -> None:
-    """Make the tables that a rebuild fills, without their indexes, in the caller's transaction."""
-    for table in REPLACED:
+def make_tables(cursor: Cursor, made: Shadow, several: Sequence[Table] = REPLACED) -> None:
+    """Make *several* of the tables that a rebuild fills, without their indexes, in the caller's transaction."""
+    for table in several:
         _copy_table(cursor, table, made.schema, made.live, parts="INCLUDING ALL EXCLUDING INDEXES")
 
 
-def make_indexes(cursor: Cursor, made: Shadow) -> None:
-    """Give the filled tables the keys and indexes of the live ones, by the same names, and run ANALYZE on them."""
-    names = [table.name for table in REPLACED]
+def make_empty(cursor: Cursor, made: Shadow) -> None:
+    """Make all tables that a rebuild fills, with their indexes; whatever is there of an earlier try is dropped."""
+    cursor.execute(
+        sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(
+            sql.SQL(", ").join(sql.Identifier(made.schema, table.name) for table in REPLACED)
+        )
+    )
+    cursor.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(made.schema, tables.anomalies.name)))
+    make_tables(cursor, made)
+    for statement in (*indexes(cursor, made), *(each for table in keys(cursor, made) for each in table)):
+        cursor.execute(statement)
+    make_view(cursor, made)
+
+
+def indexes(cursor: Cursor, made: Shadow, several: Sequence[Table] = REPLACED) -> list[str]:
+    """Return a statement for each index that *several* of the live tables have; those of the largest tables first.
+
+    Any number of them may run at once. The indexes get the names of the live ones.
+    """
     cursor.execute(
         """
-        SELECT format('ALTER TABLE %%I.%%I ADD CONSTRAINT %%I %%s', %(schema)s::text, t.relname, c.conname,
-            pg_get_constraintdef(c.oid))
-        FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid
-        WHERE t.relnamespace = %(live)s::regnamespace AND t.relname = ANY (%(names)s) AND c.contype IN ('p', 'u')
-        UNION ALL
         SELECT replace(pg_get_indexdef(i.indexrelid), format(' ON %%I.%%I USING ', %(live)s::text, t.relname),
             format(' ON %%I.%%I USING ', %(schema)s::text, t.relname))
         FROM pg_index AS i JOIN pg_class AS t ON t.oid = i.indrelid
         WHERE t.relnamespace = %(live)s::regnamespace AND t.relname = ANY (%(names)s)
-            AND NOT EXISTS (SELECT FROM pg_constraint AS c WHERE c.conindid = i.indexrelid)
+        ORDER BY pg_relation_size(t.oid) DESC, i.indexrelid
         """,
-        {"schema": made.schema, "live": made.live, "names": names},
+        {"schema": made.schema, "live": made.live, "names": [table.name for table in several]},
     )
-    for (statement,) in cursor.fetchall():
-        cursor.execute(statement)
-    for table in REPLACED:
-        cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(made.schema, table.name)))
+    return [statement for (statement,) in cursor.fetchall()]
+
+
+def keys(cursor: Cursor, made: Shadow) -> list[list[str]]:
+    """Return statements that make keys of the indexes of a table and then analyze it, for each table a rebuild fills.
+
+    The tables may be dealt with at once.
+    """
+    cursor.execute(
+        """
+        SELECT t.relname, format('ALTER TABLE %%I.%%I ADD CONSTRAINT %%I %%s USING INDEX %%I', %(schema)s::text,
+            t.relname, c.conname, CASE c.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, c.conname)
+        FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid
+        WHERE t.relnamespace = %(live)s::regnamespace AND t.relname = ANY (%(names)s) AND c.contype IN ('p', 'u')
+        """,
+        {"schema": made.schema, "live": made.live, "names": [table.name for table in REPLACED]},
+    )
+    found: dict[str, list[str]] = {table.name: [] for table in REPLACED}
+    for name, statement in cursor.fetchall():
+        found[name].append(statement)
+    for name, statements in found.items():
+        # The tables are read as a whole or by their keys, so a tenth of the usual sample is enough for the planner.
+        statements.append("SET LOCAL default_statistics_target = 10")
+        statements.append(sql.SQL("ANALYZE {}").format(sql.Identifier(made.schema, name)).as_string())
+    return list(found.values())
+
+
+def make_view(cursor: Cursor, made: Shadow) -> None:
+    """Make the view that the projection finds an order's refunds by."""
     _copy_view(cursor, "order_book", made.schema, made.live)
 
 
@@ -157,7 +193,7 @@ def _copy_table(cursor: Cursor, table: Table, schema: str, live: str, *, parts: 
 
 
 def _copy_view(cursor: Cursor, view: str, schema: str, live: str) -> None:
-    """Make *view* over the tables of *schema*; the projection finds an order's refunds by it."""
+    """Make *view* over the tables of *schema*."""
     cursor.execute("SELECT pg_get_viewdef(%s::regclass)", (view,))
     (definition,) = cursor.fetchone() or ("",)
     # The view's definition has no schemas, so the search path decides which tables it names.

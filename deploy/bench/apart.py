@@ -1,7 +1,7 @@
 """Measures work in a process of its own, and the memory and processor time that processes take (Linux).
 
-``python -m deploy.bench.apart rebuild`` folds the inbox again. ``… record LOG`` records a log next to the live tables
-and folds that. Both print how long it took. The database is the one that DATABASE_URL names.
+``python -m deploy.bench.apart`` folds the inbox of the database that DATABASE_URL names again, and prints how
+long it took.
 """
 
 import signal
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -68,17 +67,12 @@ def payfold(environment: Mapping[str, str], *arguments: str) -> Taken:
 
 def rebuilt(environment: Mapping[str, str]) -> Taken:
     """Rebuild the database of *environment*."""
-    return _taken([sys.executable, "-m", "deploy.bench.apart", "rebuild"], environment)
+    return _taken([sys.executable, "-m", "deploy.bench.apart"], environment)
 
 
 def decoded_and_loaded(environment: Mapping[str, str], folder: Path) -> Taken:
     """Decode the events of *environment*, and load the rows in *folder*: see ``limits.decode_and_load_seconds``."""
     return _taken([sys.executable, "-m", "deploy.bench.limits", str(folder)], environment)
-
-
-def recorded(environment: Mapping[str, str], log: Path) -> Taken:
-    """Record *log* next to the live tables of *environment* and fold it at once."""
-    return _taken([sys.executable, "-m", "deploy.bench.apart", "record", str(log)], environment)
 
 
 def _taken(command: Sequence[str], environment: Mapping[str, str]) -> Taken:
@@ -143,26 +137,16 @@ def _each(pids: Iterable[int], read: Callable[[psutil.Process], Reading]) -> dic
 # ---- In the process ----
 
 
-def main(work: str, log: str = "") -> None:
-    """Do *work* and print what it took."""
-    from worker.proof import rebuild, shadow  # noqa: PLC0415 - the measuring process needs none of it
+def main() -> None:
+    """Fold the inbox again and print how long it took."""
+    from worker.proof import rebuild  # noqa: PLC0415 - the measuring process needs none of it
 
     engine = database.engine(Settings.load().postgresql)
     started = time.monotonic()
-    if work == "rebuild":
-        with rebuild.rebuilt(engine):
-            seconds = time.monotonic() - started
-    else:
-        with shadow.shadow(engine, has_inbox=True) as made:
-            rebuild.record(made, [log], account="", now=datetime.now(UTC), refuse=_refuse)
-            rebuild.rebuild(made)
-            seconds = time.monotonic() - started
+    with rebuild.rebuilt(engine):
+        seconds = time.monotonic() - started
     sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))
 
 
-def _refuse(entry: object) -> None:
-    raise ApartError(f"An event of the log cannot be read: {entry}")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

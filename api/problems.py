@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
+from schemas import database
 from schemas.errors import (
     CallDeclined,
     ConflictError,
@@ -108,7 +109,11 @@ def _response(status: int, detail: str, headers: dict[str, str] | None = None, *
 
 def _place(error: Exception) -> str:
     """Return the line of ours where *error* came up: its message may quote data, its place does not."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and frame.filename != database.__file__
+    ]
     return f"{Path(frames[-1].filename).stem}:{frames[-1].lineno}" if frames else "unknown"
 
 

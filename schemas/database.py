@@ -108,7 +108,8 @@ def engine(
     from sqlalchemy import create_engine, event
 
     def begin(driver: Driver, _: object) -> None:
-        driver.prepare_threshold = prepare_after if is_direct(driver) else None
+        with _watching(driver, CONNECT_SECONDS_MAX):
+            driver.prepare_threshold = prepare_after if is_direct(driver) else None
         driver.cursor_factory = _Cursor
         driver.rollback()
 

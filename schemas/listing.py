@@ -30,6 +30,9 @@ class _Page(Struct):
     has_more: bool = False
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises: for bytes that are not UTF-8 it raises Python's own error."""
+
 _decode_page = msgspec.json.Decoder(_Page).decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
 
@@ -44,7 +47,7 @@ def cut(text: bytes) -> Page | None:
         if page.name not in (None, "list") or data[:1] != b"[":
             return None
         return Page([bytes(each) for each in _decode_items(data)], page.has_more)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return _cut_slowly(text)
 
 
@@ -52,7 +55,7 @@ def is_one_item(text: bytes) -> bool:
     """Return whether *text* is JSON of one object, and that is no list page. False where only ``cut`` can find out."""
     try:
         page = _decode_page(text)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return page.name not in (None, "list")
 

@@ -65,10 +65,10 @@ class Plain:
     def __init__(self, address: str) -> None:
         url = urlsplit(address)
         self._place = (unquote(url.hostname or "localhost"), url.port or 6379)
-        named = [unquote(each) for each in (url.username, url.password) if each]
-        self._first = [["AUTH", *named]] if url.password else []
+        user, password = (unquote(each or "") for each in (url.username, url.password))
+        self._first = [["AUTH", *([user] if user else []), password]] if user or password else []
         if database := url.path.strip("/"):
-            self._first.append(["SELECT", database])
+            self._first.append(["SELECT", str(int(database))])
 
     def llen(self, queue: str) -> int:
         """Return how long the list *queue* is.
@@ -84,9 +84,11 @@ class Plain:
             connection.sendall(b"".join(map(_written, asked)))
             for _ in asked:
                 answer = answers.readline(_ANSWER_BYTES_MAX)
-                if not answer.startswith((b"+", b":")):
-                    raise ConnectionRefusedError("Redis refuses this.")
-        return int(answer[1:])
+                if not answer.startswith((b"+", b":")) or not answer.endswith(b"\r\n"):
+                    raise ConnectionRefusedError("Redis refuses this, or does not answer in full.")
+        if not answer[1:-2].isdigit():
+            raise ConnectionRefusedError("Redis answers with no length.")
+        return int(answer[1:-2])
 
     def close(self) -> None:
         """Do nothing: each answer is waited for, and its connection closed."""

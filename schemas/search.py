@@ -204,7 +204,7 @@ def _parked_with(connection: Connection, text: str, world: Mapping[str, Any]) ->
     )
     # As it stands in JSON, and in any case.
     wanted = json.dumps(text, ensure_ascii=False)[1:-1].lower()
-    rows = connection.execution_options(yield_per=PAYLOADS_AT_ONCE).execute(query)
+    rows = connection.execute(query, execution_options={"yield_per": PAYLOADS_AT_ONCE})
     found = (seq for seq, payload in rows if wanted in payload.decode(errors="replace").lower())
     return list(islice(found, HITS_MAX + 1))
 

@@ -174,7 +174,8 @@ class _Troubles:
 
 
 def _place(error: Exception) -> str:
-    """Return the line of ours where *error* was raised, or passed."""
+    """Return the line of ours where *error* was raised, or passed; that of the door to PostgreSQL says nothing."""
     frames = [(frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    ours = [f"{module}:{line}" for module, line in frames if module.partition(".")[0] in _OURS]
+    passed = [(module, line) for module, line in frames if module.partition(".")[0] in _OURS]
+    ours = [f"{module}:{line}" for module, line in passed if module != database.__name__]
     return ours[-1] if ours else "?"

@@ -160,6 +160,8 @@ class Proxy:
         self._silent: set[socket.socket] = set()
         self.silences_new = False
         """Whether new connections are taken, and get no answer."""
+        self.silences_once_ready = False
+        """Whether a new connection gets no further answer once the server is ready for its first statement."""
         self.makes_up_backends = False
         """Whether it names a server process of its own making to who connects, as a pooler does."""
         self._over = threading.Event()
@@ -217,6 +219,8 @@ class Proxy:
                 received = _KEY_DATA.sub(lambda found: found[1] + b"\0\0\0\x01" + found[2], received)
             with suppress(OSError):
                 target.sendall(received)
+            if self.silences_once_ready and received.endswith(b"Z\0\0\0\x05I"):
+                self._silent |= {source, target}
 
     def _forget(self, *both: socket.socket) -> None:
         for each in both:

@@ -1,6 +1,7 @@
 """Work that is divided among processes gives the same results, fails loudly, and leaves no process behind."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,10 +9,13 @@ import sys
 
 import psutil
 import pytest
+from sqlalchemy import Engine
 
 from schemas.progress import do_nothing
+from tests import ledger
 from tests.command import environment
-from worker.proof import processes
+from tests.waiting import until
+from worker.proof import processes, shadow
 from worker.proof.processes import ProcessLost
 
 SECONDS_MAX = 30
@@ -57,6 +61,25 @@ def test_a_killed_process_fails_loudly() -> None:
         list(crew.each(be_killed, range(20)))
 
 
+def wait_for_ever(_: int) -> None:
+    """Wait, as for a long statement."""
+    signal.pause()
+
+
+def _interrupted() -> None:
+    with processes.crew(2, do_nothing) as crew:
+        crew.begin(wait_for_ever, 1)
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_waits_for_no_task() -> None:
+    """Ctrl-C ends the processes in the middle of what they do."""
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted()
+
+    assert multiprocessing.active_children() == []
+
+
 WAITING = """
 import os, sys, time
 from schemas.progress import do_nothing
@@ -82,3 +105,36 @@ def test_processes_end_with_their_parent() -> None:
     for each in alive:
         each.kill()
     assert (len(gone), alive) == (2, [])
+
+
+FILLING = """
+import os, time
+from schemas import database
+from schemas.settings import Settings
+from worker.proof import shadow
+engine = database.engine(Settings.load().postgresql)
+with shadow.shadow(engine) as made, database.transaction(engine, may_idle=True) as holding:
+    with database.cursor(holding) as holder, shadow.being_filled(made, holder):
+        print(made.schema, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_what_a_killed_rebuild_leaves_is_dropped_by_the_next(engine: Engine, database_url: str) -> None:
+    """The tables of a rebuild are dropped by the next one once its process is gone, and not before."""
+    command, settings = [sys.executable, "-c", FILLING], environment({"DATABASE_URL": database_url})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=settings) as filling:
+        assert filling.stdout is not None
+        schema = filling.stdout.readline().decode().strip()
+        with shadow.shadow(engine):
+            assert schema in _schemas(engine)
+        filling.kill()
+    until(lambda: not ledger.rows(engine, "SELECT FROM pg_locks WHERE locktype = 'advisory'"))
+
+    with shadow.shadow(engine) as made:
+        assert _schemas(engine) == {made.schema}
+
+
+def _schemas(engine: Engine) -> set[str]:
+    named = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix)"
+    return {row["nspname"] for row in ledger.rows(engine, named, prefix=shadow.SCHEMA_PREFIX)}

@@ -74,6 +74,16 @@ def test_a_pool_of_silent_connections(database_url: str) -> None:
         engine.dispose()
 
 
+def test_a_connection_that_falls_silent_once_it_is_made(database_url: str) -> None:
+    """A server that lets a client in and answers nothing then is waited for within bounds, as any other is."""
+    with closing(Proxy(database_url)) as way:
+        way.silences_once_ready = True
+        engine = database.engine(way.url, connections_max=1)
+        with pytest.raises(DatabaseAway), database.transaction(engine, SOON):
+            pass
+        engine.dispose()
+
+
 READ: Final[Select[Any]] = select(column("n")).select_from(text("numbers")).where(column("n") == bindparam("wanted"))
 
 

@@ -604,6 +604,24 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"object":"payfold.delivery","account":"","payload":"\xff","payload_sha256":"00"}\n',
+        b'{"object":"\xff"}\n',
+        b'{"object":"event","id":"\xff"}\n',
+        b'[{"object":"\xff"}]\n',
+        b'{"\xff":"list","data":[]}\n',
+    ],
+)
+def test_bytes_that_are_no_text(read: Callable[[bytes], list[str]], bad: bytes) -> None:
+    """A line with a byte that is no UTF-8 is refused, wherever it is, and those around it are read."""
+    first, refused, last = read(own_line() + bad + own_line())
+
+    assert (first, last) == (IDS[0], IDS[0])
+    assert refused.startswith((": line 2", ":2"))
+
+
 @pytest.mark.parametrize("form", ["plain", "gzip", "Zstandard"])
 def test_writing(tmp_path: Path, read: Callable[[bytes], list[str]], form: log_writer.Compression) -> None:
     """A log is written in the requested compression, and appears only once it is complete."""

@@ -203,3 +203,11 @@ def test_what_is_parked(engine: Engine) -> None:
     assert found(engine, email.upper(), personal=False) == []
     assert found(engine, email.upper(), livemode=True) == []
     assert found(engine, email[:3]) == []
+
+
+def test_a_search_and_another_on_one_connection(engine: Engine) -> None:
+    """What a search reads in parts leaves the connection as it was."""
+    with database.transaction(engine) as connection:
+        for _ in range(2):
+            assert search.find(connection, "cs_none", account=None, livemode=None) == []
+            assert search.in_events(connection, "cs_none", account=None, livemode=None, personal=True) == []

@@ -1,7 +1,9 @@
 """A command loads what it needs and no more: modules are counted, since times differ from machine to machine."""
 
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -114,8 +116,32 @@ def test_the_queues_are_asked_without_a_client(database_url: str, redis_url: str
     assert status.broker_state(queues.Plain(redis_url)) == status.Broker(state="ok", fold_waiting=3, stripe_waiting=1)
     assert status.broker_state(queues.Plain(wrong)) == status.Broker(state="away")
     assert status.broker_state(queues.Plain("redis://127.0.0.1:1")) == status.Broker(state="away")
+    # Whom Redis asks for no password, and a number that is written at length.
+    plain = url._replace(netloc=f"bob@{url.hostname}:{url.port}", path=f"/0{url.path.strip('/')}").geturl()
+    with Redis.from_url(redis_url) as client:
+        client.acl_setuser("bob", enabled=True, nopass=True, keys="*", commands=["+@all"])
+        assert status.broker_state(queues.Plain(plain)).fold_waiting == 3
+        client.acl_deluser("bob")
     ran = payfold("status", "--format=json", DATABASE_URL=database_url, REDIS_URL=f"{redis_url}?socket_timeout=1")
     assert ran.json["broker"] == {"state": "ok", "fold_waiting": 3, "stripe_waiting": 1}
+
+
+@pytest.mark.parametrize("answer", [b":5", b":", b":x\r\n", b"+OK\r\n", b""])
+def test_an_odd_answer_of_the_broker(answer: bytes) -> None:
+    """An answer that is cut off, or no number, is no length."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        assert status.broker_state(queues.Plain(address)) == status.Broker(state="away")
+        thread.join()
 
 
 def add_order(engine: Engine, *, account: str) -> None:

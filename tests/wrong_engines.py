@@ -142,8 +142,8 @@ BREAKS = (
     Break(
         "something comes before created",
         CHAIN,
-        "_NOTHING if facts.is_first else _state(_before(facts), names)",
-        "_state(_before(facts), names)",
+        "    if facts.is_first:\n        return _Edge(_NOTHING, after, facts)\n",
+        "",
     ),
     Break(
         "no state before", CHAIN, "return facts.after if facts.before is None else facts.before", "return facts.after"
@@ -209,8 +209,8 @@ BREAKS = (
     Break(
         "an order and its refund do not wait for each other",
         "worker/folding/changes.py",
-        "    if found or any(moved.values()):\n",
-        "    if found and not any(moved.values()):\n",
+        "    if (found or any(moved.values())) and",
+        "    if (found and not any(moved.values())) and",
     ),
     Break(
         "an order and its charge do not wait for each other",

@@ -225,7 +225,7 @@ class Bench:
     def _fold_all(self, stand: Stand, count: int) -> int:
         """Have everything that is recorded folded; return the most that this can have been."""
         self.announce(f"folding up to {count:,} events")
-        stand.run("worker")
+        stand.start("worker")  # it is not ready for anything else before it has folded all
         stand.seconds_to_fold()
         return count
 

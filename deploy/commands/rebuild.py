@@ -44,7 +44,7 @@ def rebuild(
     account: Annotated[str, typer.Option(help="The account of events of the logs that name none.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many differences are listed.")] = DIFFERENCES_SHOWN,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", help="Rebuild with this many processes, instead of one for every core.")
+        int | None, typer.Option(metavar="N", help="Rebuild with this many processes, instead of one a core, up to 8.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:

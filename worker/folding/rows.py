@@ -13,6 +13,7 @@ from functools import cache
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from schemas import tables
 from schemas.database import Cursor, text_array, world_arrays
 from worker import folds
 from worker.folds.facts import Row, Subject
@@ -35,9 +36,13 @@ def load_rows(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]
 def _rows_by_key(table: str) -> bytes:
     names = key_names(table)
     statement = sql.SQL(
-        "SELECT t.* FROM {keys} CROSS JOIN LATERAL (SELECT * FROM {table} AS t WHERE {same} OFFSET 0) AS t"
+        "SELECT t.* FROM {keys} CROSS JOIN LATERAL (SELECT {columns} FROM {table} AS t WHERE {same} OFFSET 0) AS t"
     )
-    return statement.format(keys=key_rows(names), table=sql.Identifier(table), same=same(names)).as_bytes()
+    # Named, since a prepared statement fails once where a newer release has added a column.
+    columns = listed([column.name for column in tables.metadata.tables[table].columns])
+    return statement.format(
+        keys=key_rows(names), columns=columns, table=sql.Identifier(table), same=same(names)
+    ).as_bytes()
 
 
 def key_names(table: str) -> tuple[str, ...]:

@@ -597,7 +597,7 @@ def _hashable(value: object) -> Hashable:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, (dict, Mapping)):  # in this order, because the check for a mapping is slow
-        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
+        return (dict, tuple(sorted((key, _hashable(item)) for key, item in value.items())))
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))
     return (type(value), value)

@@ -25,6 +25,7 @@ from msgspec import Struct
 from schemas import events, own_events, signature
 from schemas.errors import NotAnEvent, Refused
 from schemas.inbox import Delivery
+from schemas.listing import UNREADABLE
 from schemas.progress import do_nothing
 from schemas.settings import SigningSecret
 from worker.logs import compression, json_values, layout
@@ -152,7 +153,7 @@ def _delivery(item: bytes, account: str, now: datetime, signers: _Signers) -> De
 def _kind(item: bytes) -> object:
     try:
         return msgspec.json.decode(item, type=_Kind).name
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -194,7 +195,7 @@ def _own_line(item: bytes) -> OwnLine | None:
     """
     try:
         return _decode_line(item)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         if _kind(item) == OWN_LINE:
             raise NotAnEvent(f"it is no line of our log: {error}") from None
         return None

@@ -24,12 +24,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from schemas.errors import PayfoldError
 
 PROCESSES_MAX: Final = 64
 """More would only wait for PostgreSQL, and each needs a connection."""
+USUAL_MAX: Final = 8
+"""As many as are begun unasked: the live processes need connections as well."""
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -40,9 +43,18 @@ class ProcessLost(PayfoldError):
 
 
 def cores() -> int:
-    """Return how many processes can run at once."""
+    """Return how many processes are begun where no number is given: one for each core that this process may use."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(found, PROCESSES_MAX)
+    return max(1, min(found, _quota(), USUAL_MAX))
+
+
+def _quota() -> int:
+    """Return how many cores a container may use, or more than there are."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return PROCESSES_MAX if quota == "max" else int(quota) // int(period)
+    except (OSError, ValueError):
+        return PROCESSES_MAX
 
 
 class _Here(Executor):
@@ -87,13 +99,17 @@ def crew(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
         begin(*arguments)
         yield Crew(_Here(), 1)
         return
-    started = partial(_begin, begin, *arguments)
+    started, others = partial(_begin, begin, *arguments), set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, mp_context=_context(begin.__module__), initializer=started) as pool:
         try:
             yield Crew(pool, count)
         except BrokenProcessPool:
             raise ProcessLost from None
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Ctrl-C does not wait for an index. PostgreSQL finds out by itself that no one waits for it any more.
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

@@ -23,7 +23,7 @@ import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -72,7 +72,7 @@ class Sizes:
     """How the work is divided, in events.
 
     Each process has the facts of *per_file* events in memory at once, and reads *per_task* events at a time. Up to
-    *alone_max* events are not worth another process. More are divided among *processes*, or one for every core.
+    *alone_max* events are not worth another process. More are divided among *processes*, or one a core.
     """
 
     per_file: int = 5_000
@@ -91,7 +91,7 @@ IN_ONE_PROCESS: Final = Sizes(alone_max=2**63)
 
 
 def sizes_for(count: int | None) -> Sizes:
-    """Return the usual sizes, with *count* processes or one for every core.
+    """Return the usual sizes, with *count* processes or one a core.
 
     Raises:
         ConfigurationError: so many processes cannot be.
@@ -288,8 +288,10 @@ def _rebuild_at_once(made: Shadow, progress: Progress, sizes: Sizes) -> None:
         _folder() as folder,
         database.transaction(made.within, may_idle=True) as reading,
         database.cursor(reading) as reader,
+        ExitStack() as opened,
     ):
         database.take_snapshot(reader)
+        opened.enter_context(shadow.being_filled(made, reader))
         # A snapshot does not protect from TRUNCATE. This lock keeps archiving out until all is read.
         reader.execute("LOCK TABLE payloads IN ACCESS SHARE MODE")
         ranges, job = _planned(reader, made, folder, sizes)
@@ -431,6 +433,8 @@ def _engine() -> Engine:
 
 def _execute(statements: Sequence[str]) -> None:
     with database.transaction(_engine()) as connection, database.cursor(connection) as cursor:
+        # So that an index is not built on for a process that was ended.
+        cursor.execute("SET LOCAL client_connection_check_interval = 1000")
         for statement in statements:
             cursor.execute(statement)
 

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,11 +12,12 @@ from sqlalchemy import Connection, Engine, Table, event
 
 from schemas import accounts, database, tables
 from schemas.database import Cursor
-from schemas.errors import ConflictError
+from schemas.errors import ConflictError, DatabaseAway
 
 SCHEMA_PREFIX: Final = "payfold_rebuild_"
 SCHEMA_HOURS_MAX: Final = 24
 """Each rebuild has its own schema, so that two may run at once. An older schema is left from a killed rebuild."""
+_FILLING: Final = "payfold is filling this"
 
 REPLACED: Final = (tables.mentions, tables.outcomes, *tables.PROJECTIONS)
 """The tables that a rebuild fills, and that a swap brings the live ones to."""
@@ -84,7 +85,7 @@ def _make(engine: Engine, *, has_inbox: bool, has_archive: bool) -> Shadow:
     schema = f"{SCHEMA_PREFIX}{now}_{secrets.token_hex(4)}"
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         for old in _schemas(cursor):
-            if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600:
+            if now - _made_at(old) > SCHEMA_HOURS_MAX * 3600 or _is_abandoned(cursor, old):
                 _drop(cursor, old)
         accounts.require_settled(cursor)
         called = accounts.names(cursor)
@@ -211,6 +212,36 @@ def _schemas(cursor: Cursor) -> list[str]:
 
 def _made_at(schema: str) -> int:
     return int(schema.removeprefix(SCHEMA_PREFIX).partition("_")[0])
+
+
+@contextmanager
+def being_filled(made: Shadow, holder: Cursor) -> Iterator[None]:
+    """Let the next rebuild drop *made* if this process is killed meanwhile: by then it may be as large as all tables.
+
+    The transaction of *holder* lasts as long.
+    """
+    holder.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (made.schema,))
+    _comment(made, _FILLING)
+    try:
+        yield
+    finally:
+        with suppress(DatabaseAway):
+            _comment(made, None)
+
+
+def _is_abandoned(cursor: Cursor, schema: str) -> bool:
+    """Return whether the process that was filling *schema* is gone, which held a lock."""
+    cursor.execute(
+        "SELECT obj_description(to_regnamespace(%s), 'pg_namespace') = %s"
+        " AND pg_try_advisory_xact_lock(hashtextextended(%s, 0))",
+        (schema, _FILLING, schema),
+    )
+    return cursor.fetchone() == (True,)
+
+
+def _comment(made: Shadow, words: str | None) -> None:
+    with database.transaction(made.engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(made.schema), sql.Literal(words)))
 
 
 def _drop(cursor: Cursor, schema: str) -> None:

@@ -1,6 +1,6 @@
 """Room on the pages of tables whose rows are updated without touching an index.
 
-It is for new pages. Old ones get it when a rebuild is swapped in.
+It is for new pages. Old ones get it when they are written anew, as by VACUUM FULL.
 """
 
 from alembic import op

@@ -42,6 +42,7 @@ from schemas.lines import log
 if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine, Select
     from sqlalchemy.engine.interfaces import ExecutionContext
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 CONNECT_SECONDS_MAX: Final = 5
 POOL_SECONDS_MAX: Final = 10
@@ -54,6 +55,7 @@ PREPARE_AFTER: Final = 4
 NEVER: Final = 2**31
 """For ``prepare_after``: only ``by_key`` prepares, since one plan for all values of a filter is bad for some."""
 _PREPARED: Final = "payfold_prepared"
+_NEW: Final = "payfold_new"
 BACKEND: Final = "SELECT pg_backend_pid()"
 # A peer that is gone is found out after 25 seconds without a byte.
 _KEEPALIVE: Final = {
@@ -107,9 +109,10 @@ def engine(
     """
     from sqlalchemy import create_engine, event
 
-    def begin(driver: Driver, _: object) -> None:
-        with _watching(driver, CONNECT_SECONDS_MAX):
-            driver.prepare_threshold = prepare_after if is_direct(driver) else None
+    def begin(driver: Driver, record: "ConnectionPoolEntry") -> None:
+        # SQLAlchemy asks for some settings on the first connection, so the watch ends where it is handed out.
+        record.info[_NEW] = (_watch, _watch.begin(driver, CONNECT_SECONDS_MAX))
+        driver.prepare_threshold = prepare_after if is_direct(driver) else None
         driver.cursor_factory = _Cursor
         driver.rollback()
 
@@ -123,7 +126,7 @@ def engine(
         json_deserializer=msgspec.json.decode,
         connect_args=connect_options(),
     )
-    event.listen(made, "connect", begin)
+    event.listen(made, "connect", begin, insert=True)
     event.listen(made, "do_execute", _execute)
     return made
 
@@ -254,6 +257,9 @@ def _connected(of: "Engine") -> "Iterator[Connection]":
     """Yield a connection that was there a moment ago."""
     while True:
         with of.connect() as connection:
+            if new := connection.info.pop(_NEW, None):
+                watch, key = new
+                watch.end(key)
             if not _is_alive(connection):
                 # The other idle connections are as old: only one silent connection is waited for, and not each in turn.
                 connection.invalidate()
@@ -297,7 +303,7 @@ class _Watch:
 
     def end(self, key: object) -> None:
         with self._lock:
-            del self._open[key]
+            self._open.pop(key, None)
 
     def shut_down_all(self) -> int:
         with self._lock:
@@ -317,8 +323,7 @@ class _Watch:
             for key in overdue:
                 driver, _ = self._open[key]
                 _shut_down(driver)
-                # Once is enough, and the end of it is still to come.
-                self._open[key] = (driver, None)
+                del self._open[key]  # once is enough
         if overdue:
             log.error("database.silent", connections=len(overdue))
 

@@ -116,6 +116,11 @@ def engine(
         driver.cursor_factory = _Cursor
         driver.rollback()
 
+    def handed_out(_: object, record: "ConnectionPoolEntry", __: object) -> None:
+        if new := record.info.pop(_NEW, None):
+            watch, key = new
+            watch.end(key)
+
     made = create_engine(
         sqlalchemy_url(database_url),
         pool_size=connections_max,
@@ -127,6 +132,7 @@ def engine(
         connect_args=connect_options(),
     )
     event.listen(made, "connect", begin, insert=True)
+    event.listen(made, "checkout", handed_out)
     event.listen(made, "do_execute", _execute)
     return made
 
@@ -257,9 +263,6 @@ def _connected(of: "Engine") -> "Iterator[Connection]":
     """Yield a connection that was there a moment ago."""
     while True:
         with of.connect() as connection:
-            if new := connection.info.pop(_NEW, None):
-                watch, key = new
-                watch.end(key)
             if not _is_alive(connection):
                 # The other idle connections are as old: only one silent connection is waited for, and not each in turn.
                 connection.invalidate()

@@ -84,6 +84,16 @@ def test_a_connection_that_falls_silent_once_it_is_made(database_url: str) -> No
         engine.dispose()
 
 
+def test_a_new_connection_may_be_used_for_long(database_url: str) -> None:
+    """Only what is done on connecting is bounded, and not what its first user does, however he came by it."""
+    engine = database.engine(database_url, connections_max=1)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        assert database.shut_down_connections() == 0
+        assert connection.execute(text("SELECT 2")).scalar_one() == 2
+    engine.dispose()
+
+
 READ: Final[Select[Any]] = select(column("n")).select_from(text("numbers")).where(column("n") == bindparam("wanted"))
 
 

@@ -611,7 +611,6 @@ def test_own_line_altered(read: Callable[[bytes], list[str]]) -> None:
         b'{"object":"\xff"}\n',
         b'{"object":"event","id":"\xff"}\n',
         b'[{"object":"\xff"}]\n',
-        b'{"\xff":"list","data":[]}\n',
     ],
 )
 def test_bytes_that_are_no_text(read: Callable[[bytes], list[str]], bad: bytes) -> None:

@@ -4,7 +4,7 @@ import http.client
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -246,7 +246,7 @@ def fold(site: Site, sizes: Sizes, announce: Announce) -> list[Figure]:
     ]
 
 
-def fold_rate(stand: Stand, bodies: Iterable[bytes]) -> float:
+def fold_rate(stand: Stand, bodies: Sequence[bytes]) -> float:
     """Record *bodies* while the worker idles, wake it once, and return how many it folds in a second."""
     count = events.record(stand.engine, bodies)
     return count / stand.seconds_to_fold()

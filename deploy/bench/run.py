@@ -244,7 +244,7 @@ class Bench:
             ("replay", 2, lambda stand: [figures.replay_into(self.site, stand, mixed, self.sizes.history)]),
             ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
             ("pages", 1, pages),
-            ("fold", self.sizes.runs, lambda stand: _fold(stand, self.sizes.history, sold)),
+            ("fold", self.sizes.runs, lambda stand: _fold(stand, once, sold)),
             ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.announce, mixed, alone=True)),
             ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.announce, mixed)),
         ):
@@ -278,11 +278,10 @@ _PREFIXES: Final = {
 }
 
 
-def _fold(stand: Stand, count: int, bodies: Iterator[bytes]) -> list[Figure]:
-    """Measure a backlog that is long enough for PostgreSQL to have touched most pages since its last checkpoint."""
+def _fold(stand: Stand, sizes: Sizes, bodies: Iterator[bytes]) -> list[Figure]:
     stand.run("worker")
     stand.seconds_to_fold()  # what an interrupted run left
-    rate = figures.fold_rate(stand, islice(bodies, count))
+    rate = figures.fold_rate(stand, events.take(bodies, sizes.fold))
     return [Figure(name="fold", title="fold rate", unit="/s", runs=(Run(rate),))]
 
 

@@ -161,8 +161,7 @@ def is_direct(driver: Driver) -> bool:
 
 def by_key(connection: "Connection", query: "Select[Any]", given: Mapping[str, Any]) -> "CursorResult[Any]":
     """Execute *query*, which finds rows by their keys alone, by one plan for all values."""
-    driver: Driver = connection.connection.driver_connection  # type: ignore[assignment]  # the pool does not know the driver's type
-    if driver.prepare_threshold is not None:
+    if driver_of(connection).prepare_threshold is not None:
         # Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does.
         connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
     return connection.execute(query, given, execution_options={_PREPARED: True})

@@ -444,15 +444,3 @@ def test_two_worlds_never_meet(engine: Engine) -> None:
     ):
         found = [(row["account"], row["livemode"]) for row in ledger.rows(engine, query)]
         assert found == [(account or "", livemode) for account, livemode in worlds]
-
-
-def test_a_column_of_a_newer_release(engine: Engine) -> None:
-    """A column that a newer release adds while this one runs postpones no event, though statements are prepared."""
-    bodies = [event.body for event in shop_history(4, 20, money=True).events]
-    half = len(bodies) // 2
-    ledger.take_in(engine, *bodies[:half])
-    for table in tables.PROJECTIONS:
-        ledger.execute(engine, f"ALTER TABLE {table.name} ADD COLUMN newer integer")
-    ledger.take_in(engine, *bodies[half:])
-
-    assert ledger.rows(engine, "SELECT seq FROM pending UNION ALL SELECT seq FROM outcomes WHERE attempts > 1") == []

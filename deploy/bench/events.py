@@ -57,7 +57,7 @@ def credit_notes(seed: int) -> Iterator[bytes]:
     """Yield the bodies of events of credit notes alone, without end; each fourth note is voided, at once."""
     number = 0
     while True:
-        shop = Account(seed=seed * 1_000_003 + number, account=ACCOUNT)
+        shop = Account(seed=seed * 1_000_003 + number, account=ACCOUNT, start=START + number * SHOP_SECONDS)
         for _ in range(SHOP_INVOICES):
             _credit(shop)
             yield from (event.body for event in shop.take_events() if event.type.startswith("credit_note."))

@@ -22,6 +22,8 @@ WAL_MEGABYTES: Final = (1024, 4096)
 """Least and most log to write between two checkpoints; the least is PostgreSQL's default."""
 WAL_SHARE: Final = 16
 """The log may take one part in this many of the disk's free space."""
+CHECKPOINT_MINUTES: Final = 30
+"""Longest time between two checkpoints; after a crash, the log since the last one is read again."""
 CACHE_MEGABYTES: Final = (128, 2048)
 """Least and most memory for PostgreSQL's own pages (``shared_buffers``); the least is its default."""
 CACHE_SHARE: Final = 8
@@ -158,6 +160,7 @@ class Postgres(Server):
             "unix_socket_directories": "",
             "max_connections": 100,
             "shared_buffers": f"{cache_megabytes(_memory_bytes())}MB",
+            "checkpoint_timeout": f"{CHECKPOINT_MINUTES}min",
             "max_wal_size": f"{wal_megabytes(shutil.disk_usage(self._working_folder).free)}MB",
             "timezone": "UTC",
             "log_timezone": "UTC",

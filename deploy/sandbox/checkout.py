@@ -186,7 +186,7 @@ class Checkout(Invoices):
             current["subscription"] = self._chance.id("sub")
             current["invoice"] = self._chance.id("in")
         elif due:
-            current["payment_intent"] = f"pi_3{self._chance.token(23)}"
+            current["payment_intent"] = self._chance.intent_id()
         if session in self._presentments:
             shown_currency, shown_amount = self._presentments[session]
             current["presentment_details"] = {

@@ -122,7 +122,7 @@ class Journal:
         self.livemode = livemode
         self.account = account
         self.api_version = api_version
-        self._chance = Chance(f"account {seed}")
+        self._chance = Chance(f"account {seed}", now=lambda: self.now, owner=account or "")
         self._objects: dict[str, dict[str, Object]] = {}
         # By object, the links that older versions show and this one does not.
         self._untold: dict[str, dict[str, str | None]] = {}
@@ -207,7 +207,8 @@ class Journal:
         data = {"object": snapshot}
         if previous is not None:
             data["previous_attributes"] = previous
-        event_id = self._chance.event_id()
+        object_id = str(snapshot.get("id"))
+        event_id = self._chance.event_id(object_id)
         created = self.now if created is None else created
         payload = shapes.envelope(
             account=self.account,
@@ -219,7 +220,6 @@ class Journal:
             livemode=self.livemode,
             request=request or self._calling,
         )
-        object_id = str(snapshot.get("id"))
         event = Event(
             id=event_id,
             type=event_type,
@@ -236,7 +236,7 @@ class Journal:
 
     def _request(self) -> dict[str, Any]:
         """Return the ``request`` of an event that a call of the shop caused."""
-        return {"id": self._chance.short_id("req"), "idempotency_key": self._chance.idempotency_key()}
+        return {"id": self._chance.request_id(), "idempotency_key": self._chance.idempotency_key()}
 
 
 P = ParamSpec("P")

@@ -20,7 +20,7 @@ def line_items(session: Object) -> list[Object]:
     totals = session["total_details"]
     if session["mode"] == "setup" or totals is None:
         return []
-    chance = Chance(f"line items {session['id']}")
+    chance = Chance(f"line items {session['id']}", now=lambda: session["created"])
     subtotals = _split(session["amount_subtotal"], _count(chance), chance)
     discounts = _shares(totals["amount_discount"], subtotals)
     taxes = _shares(totals["amount_tax"], subtotals)

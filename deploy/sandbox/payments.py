@@ -51,7 +51,7 @@ class Payments(Customers):
         """
         intent = intent or self._new_intent(amount, currency, customer=customer, method=method, invoice=invoice)
         asked = self._find("payment_intent", intent)
-        charge = f"{'ch' if method == 'card' else 'py'}_3{self._chance.token(23)}"
+        charge = self._chance.id_beside("ch" if method == "card" else "py", intent)
         self._untold[charge] = {"invoice": invoice}
         payment_method = self._chance.id("pm")
         snapshot = billing_shapes.charge(
@@ -82,7 +82,7 @@ class Payments(Customers):
         self, amount: int, currency: str, *, customer: str | None, method: str = "card", invoice: str | None = None
     ) -> str:
         """Make a payment intent without any attempt to pay it, emit no event, and return its id."""
-        intent = f"pi_3{self._chance.token(23)}"
+        intent = self._chance.intent_id()
         self._untold[intent] = {"invoice": invoice}
         self._store(
             billing_shapes.payment_intent(
@@ -161,7 +161,7 @@ class Payments(Customers):
         status = status or ("succeeded" if by_card else "pending")
         refund = billing_shapes.refund(
             {
-                "id": self._chance.id("re" if by_card else "pyr"),
+                "id": self._chance.id_beside("re" if by_card else "pyr", charge["payment_intent"]),
                 "amount": amount,
                 "balance_transaction": self._chance.id("txn"),
                 "charge": charge["id"],

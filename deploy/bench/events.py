@@ -17,6 +17,7 @@ from deploy.sandbox.history import stream_shop
 from deploy.sandbox.signing import sign
 from schemas import database, events, inbox
 from schemas.inbox import RECORD_ROWS_MAX, Delivery
+from worker.logs.writer import form_of, writing
 
 ACCOUNT: Final = "acct_bench"
 PATH: Final = "/webhooks/stripe"
@@ -102,6 +103,12 @@ def record(engine: Engine, bodies: Iterable[bytes]) -> int:
             inbox.record(cursor, deliveries(chunk))
         count += len(chunk)
     return count
+
+
+def write_log(path: Path, bodies: Iterable[bytes]) -> None:
+    """Write *bodies* as a log at *path*, a line each."""
+    with writing(path, form_of(path)) as stream:
+        stream.writelines(body + b"\n" for body in thinned(bodies))
 
 
 class _Id(Struct):

@@ -223,7 +223,7 @@ def _hand_over(folder: Path, owner: int) -> None:
 def cache_megabytes(memory_bytes: int) -> int:
     """Return how much memory PostgreSQL keeps pages in, on a machine with *memory_bytes*.
 
-    Ids are random, so with millions of orders each event touches pages all over the indexes.
+    Ids of sessions are random, so with millions of orders each one touches pages all over their indexes.
     """
     least, most = CACHE_MEGABYTES
     return max(least, min(most, memory_bytes // CACHE_SHARE // 1024**2))
@@ -242,8 +242,8 @@ def _memory_bytes() -> int:
 def wal_megabytes(free_bytes: int) -> int:
     """Return how much log may be written between two checkpoints, on a disk with so much room.
 
-    Ids are random, so each event touches pages all over the indexes, and the first touch of a page after a checkpoint
-    logs all 8 kB of it: with millions of orders that is most of what is logged.
+    Ids of sessions are random, so each order touches pages all over their indexes, and the first touch of a page after
+    a checkpoint logs all 8 kB of it: with millions of orders that is most of what is logged.
     """
     least, most = WAL_MEGABYTES
     return max(least, min(most, free_bytes // WAL_SHARE // 1024**2))

@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import sys
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api import app, problems
+from api import app, bodies, problems, webhook
 from api.counts import CONNECTION
+from api.webhook import Answer, Webhook
 from schemas import logs
-from schemas.errors import ConfigurationError
+from schemas.errors import ConfigurationError, Refused
 from schemas.logs import Seldom
 from schemas.settings import Settings
 
@@ -34,6 +36,7 @@ PIPELINED_MAX: Final = 16
 CONNECTIONS_MAX: Final = 1000
 """Connections of one process, so that its heads and buffers are bounded together as well."""
 
+_DELIVERIES: Final = frozenset(path.encode() for path in webhook.PATHS)
 _seldom: Final = Seldom()
 
 
@@ -54,6 +57,26 @@ class _HeadRefused(Exception):
     """Raised to stop the parser: the request is answered already."""
 
 
+class _Whole:
+    """Stands for uvicorn's cycle of a delivery that came whole: see Note [A delivery that came whole needs no task]."""
+
+    __slots__ = ("disconnected", "keep_alive", "response_complete")
+    more_body = False
+    message_event: Final = asyncio.Event()
+    """Nothing waits for it."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.disconnected = self.response_complete = False
+
+
+@lru_cache(maxsize=64)
+def _written(answer: Answer, *, keep_alive: bool) -> bytes:
+    headers = answer.headers if keep_alive else (*answer.headers, bodies.CLOSE)
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    return b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body])
+
+
 class BoundedHttp(HttpToolsProtocol):
     """HTTP/1.1 on connections that are bounded in bytes and seconds in every state; uvicorn bounds few of them.
 
@@ -69,10 +92,14 @@ class BoundedHttp(HttpToolsProtocol):
     _bytes_left = HEAD_BYTES_MAX
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _webhook: Webhook | None = None
+    _parts: list[bytes] | None = None
+    """The body of a delivery, of which this read may have the whole."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the parent
         """Give the first request its time."""
         super().connection_made(transport)
+        self._webhook = self.app_state.get("webhook")
         if len(self.connections) > self.connections_max:
             self._refuse(503, "too_many_connections", "Too many connections are open: try again.")
             return
@@ -99,6 +126,7 @@ class BoundedHttp(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(400, "not_http", "This is not an HTTP/1.1 request.")
         else:
+            self._hand_over()
             # Counted here as well, since the parser shows no header before its end.
             if self._deadline is not None and self._head_bytes > HEAD_BYTES_MAX:
                 self._refuse_head()
@@ -133,7 +161,63 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED_MAX:
             self._refuse(429, "too_many_pipelined", "Too many requests were sent before their answers.")
             raise _HeadRefused
-        super().on_headers_complete()
+        if self._is_delivery():
+            self._parts = []
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if self._parts is None:
+            super().on_body(body)
+        else:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Take a delivery that came whole, or go on with another request."""
+        if self._parts is not None and self._take_whole(b"".join(self._parts)):
+            self._parts = None
+            return
+        self._hand_over()
+        super().on_message_complete()
+
+    def _is_delivery(self) -> bool:
+        """Return whether the request may be taken without a task, if it comes whole."""
+        return (
+            self._webhook is not None
+            and self.url in _DELIVERIES
+            and self.parser.get_method() == b"POST"
+            and (self.cycle is None or self.cycle.response_complete)
+            and not (self.expect_100_continue or self.flow.write_paused or self.parser.should_upgrade())
+        )
+
+    def _take_whole(self, body: bytes) -> bool:
+        """Return whether the delivery in *body* is taken."""
+        assert self._webhook is not None, "it is a delivery"  # noqa: S101 - for the types alone
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = _Whole(keep_alive=keep_alive)
+        try:
+            self._webhook.take(dict(self.headers).get(b"stripe-signature"), body, partial(self._answer, cycle))
+        except Refused:
+            return False
+        self.cycle = cycle  # type: ignore[assignment]  # it has all that is asked of one
+        return True
+
+    def _answer(self, cycle: _Whole, answer: Answer) -> None:
+        cycle.response_complete = True
+        if not self.transport.is_closing():
+            self.transport.write(_written(answer, keep_alive=cycle.keep_alive))
+            if not cycle.keep_alive:
+                self.transport.close()
+            self.on_response_complete()
+
+    def _hand_over(self) -> None:
+        """Let the application read what may have been a whole delivery, and is not."""
+        if self._parts is not None:
+            parts, self._parts = self._parts, None
+            super().on_headers_complete()
+            for part in parts:
+                super().on_body(part)
 
     def on_response_complete(self) -> None:
         """Go on with the connection, if its request was read to the end."""
@@ -188,6 +272,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: int, reason: str, detail: str) -> None:
         self._head_is_here()
+        self._hand_over()
         if self.transport.is_closing():
             return
         self.app_state["counts"].add(CONNECTION, reason)

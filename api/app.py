@@ -180,8 +180,8 @@ class Application:
         gc.collect()
         gc.freeze()
         try:
-            # The server's own refusals are counted too.
-            yield {"counts": counts}
+            # The server's own refusals are counted too, and it hands over deliveries that came whole.
+            yield {"counts": counts, "webhook": self._webhook}
         finally:
             await pulse.stop()
             await recorder.stop()

@@ -109,9 +109,18 @@ async def read(headers: Mapping[bytes, bytes], receive: Receive, room: Room, byt
     if first["type"] == "http.disconnect" or first.get("more_body", False):
         return await room.read(receive, first, bytes_max)
     body: bytes = first.get("body", b"")
+    take_whole(body, room, bytes_max)
+    return body
+
+
+def take_whole(body: bytes, room: Room, bytes_max: int) -> None:
+    """Count a *body* that arrived whole, until the caller gives its length back.
+
+    Raises:
+        BodyTooLarge, Overloaded: and counts nothing.
+    """
     _check_size(len(body), bytes_max)
     room.take(len(body))
-    return body
 
 
 def too_slow(seconds_max: float) -> BodyTooSlow:

@@ -63,6 +63,7 @@ class Recorder:
         self._url = database_url
         self._answer_seconds_max = answer_seconds_max
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
         self._recording: list[_Waiting] = []
         self._something_waits = asyncio.Event()
@@ -75,14 +76,15 @@ class Recorder:
         Raises:
             DatabaseAway, RowRefused: it is not known to be recorded.
         """
-        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        return await self.begin(delivery)
+
+    def begin(self, delivery: Delivery) -> "asyncio.Future[Receipt]":
+        """Return at once what will be the result, or the error, of ``record``."""
+        done = self._loop.create_future()
+        self._waiting.append(_Waiting(delivery, done))
         self._something_waits.set()
-        self._deadlines.begin(waiting.done)
-        try:
-            return await waiting.done
-        finally:
-            self._deadlines.end(waiting.done)
+        self._deadlines.begin(done)
+        return done
 
     @property
     def in_flight(self) -> int:
@@ -138,6 +140,7 @@ class Recorder:
             if any(result.seq is not None for result in results):
                 self._note("ok")
             for each, result in zip(batch, results, strict=True):
+                self._deadlines.end(each.done)
                 if not each.done.done():
                     each.done.set_result(result)
 
@@ -157,7 +160,7 @@ class Recorder:
                 await self._record_together(unanswered)
 
     def _note(self, outcome: str) -> None:
-        self.last = Attempt(asyncio.get_running_loop().time(), outcome)
+        self.last = Attempt(self._loop.time(), outcome)
 
     async def _execute(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
         async with asyncio.timeout(self._answer_seconds_max):
@@ -174,6 +177,7 @@ class Recorder:
     def _fail(self, batch: Sequence[_Waiting], error: Exception, answer: type[Transient]) -> None:
         _seldom.error("deliveries.not_recorded", deliveries=len(batch), reason=database.condition(error))
         for each in batch:
+            self._deadlines.end(each.done)
             if not each.done.done():
                 each.done.set_exception(answer())
 

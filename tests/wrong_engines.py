@@ -91,6 +91,12 @@ BREAKS = (
         "    for edge in _backwards(ending, rules.prefer):\n",
         "    for edge in sorted(ending.edges, key=_seniority_of, reverse=True):\n",
     ),
+    Break(
+        "the events of a walk are in the order of their ids",
+        CHAIN,
+        "    for number in walk:\n",
+        "    for number in sorted(walk):\n",
+    ),
     Break("no anchor", CHAIN, "    found += fitting or [known]\n", "    found.append(None)\n"),
     Break(
         "a later second is the anchor of an earlier one",
@@ -151,18 +157,18 @@ BREAKS = (
     Break(
         "null does not count as carried",
         JOIN,
-        "laid = {**row, **step.columns,",
-        "laid = {**row, **{k: v for k, v in step.columns.items() if v is not None},",
+        "    row.update(step.columns)\n",
+        "    row.update({k: v for k, v in step.columns.items() if v is not None})\n",
     ),
     Break(
         "a null reference erases",
         JOIN,
-        "for name, reference in step.references.items() if reference is not None}\n    for",
-        "for name, reference in step.references.items()}\n    for",
+        "        if reference is not None:\n            row[name] = reference\n",
+        "        row[name] = reference\n",
     ),
     Break("the last moment counts", JOIN, "moment if known is None else min(known, moment)", "moment"),
     Break("the largest moment counts", JOIN, "min(known, moment)", "max(known, moment)"),
-    Break("our clock's moment stays", JOIN, "laid[spec.clock_moment] = None", "pass"),
+    Break("our clock's moment stays", JOIN, "row[spec.clock_moment] = None", "pass"),
     Break(
         "absent keys erase",
         "worker/folds/reading.py",

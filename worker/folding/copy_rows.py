@@ -22,6 +22,7 @@ from schemas.database import Cursor
 FORMAT: Final = sql.SQL("FORMAT csv, NULL 'null', ESCAPE '\\'")
 
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _ESCAPED: Final = re.compile(rb"\\(?:u([0-9a-f]{4})|(.))")
 _MAY_BE_CONTROL: Final = re.compile(rb'\\[^"]')
 """Most backslashes of a line escape a quote. Only behind another one may a control character be found."""
@@ -44,19 +45,28 @@ class Form:
 
     def line(self, row: Mapping[str, Any]) -> bytes:
         """Return *row* as a line with its line end."""
-        values = self._values(row)
-        if self._json:
-            values = list(values)
-            for index in self._json:
-                if values[index] is not None:
-                    values[index] = _encode(values[index]).decode()
-        return line(values)
+        return lines([self.values(row)])
+
+    def values(self, row: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the values of *row* in the order of the columns, JSON as its text."""
+        if not self._json:
+            return self._values(row)  # type: ignore[no-any-return]  # a tuple
+        values = list(self._values(row))
+        for index in self._json:
+            if values[index] is not None:
+                values[index] = _encode(values[index]).decode()
+        return values
 
 
-def line(values: Sequence[Any]) -> bytes:
-    """Return *values*, none of them JSON, as a line with its line end."""
-    written = _encode(values)[1:-1] + b"\n"
-    return _ESCAPED.sub(_unescaped, written) if _MAY_BE_CONTROL.search(written) else written
+def lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return the values of each of *rows*, none of them JSON, as a line with its line end."""
+    # A line end inside a text is written as an escape, so this separates rows and nothing else.
+    written = _encode_lines(rows)[1:-2].replace(b"]\n[", b"\n") + b"\n"
+    if not _MAY_BE_CONTROL.search(written):
+        return written
+    return b"\n".join(
+        [_ESCAPED.sub(_unescaped, each) if _MAY_BE_CONTROL.search(each) else each for each in written.split(b"\n")]
+    )
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

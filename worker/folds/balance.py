@@ -257,7 +257,8 @@ def _with_ledger(customer: Path, reported: Path, ledger: _Ledger | None, currenc
 
 def _names_another(step: Facts, currency: Value) -> bool:
     """Return whether *step* names a default currency other than *currency*, after the event or before it."""
-    return any(state.get("currency") not in (None, currency) for state in (step.before or {}, step.columns))
+    before, after = step.before or {}, step.columns
+    return after.get("currency") not in (None, currency) or before.get("currency") not in (None, currency)
 
 
 def _opening(customer: Sequence[Facts], first: Facts, currency: str) -> Value:
@@ -277,11 +278,11 @@ def _default_currency(steps: Sequence[Facts]) -> Value:
 
 
 def _ledger(facts: Sequence[Facts]) -> _Ledger | None:
+    if not facts:
+        return None
     readings: dict[Value, list[Facts]] = {}
     for each in sorted(facts, key=lambda each: (each.created, each.event_id)):
         readings.setdefault(each.columns["_transaction"], []).append(each)
-    if not readings:
-        return None
     rules = Rules(("amount",), start={"amount": 0}, may_repeat=False)
     listed = chain.order([several[-1] for several in readings.values()], rules)
     steps = [each for step in listed.steps for each in readings[step.columns["_transaction"]]]

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -41,6 +42,8 @@ COURSES_MAX: Final = 8
 ENDINGS_MAX: Final = 64
 """Ends of one second that are examined, because a circle of hundreds of states may end in any of them. With more events
 than this fewer ends are examined, but never fewer than ``COURSES_MAX``."""
+PLAIN_STEPS_MAX: Final = 16
+"""Events of a second whose states are compared with each other. Of more events they are hashed."""
 CHAIN_STEPS_MAX: Final = 64
 """Steps of a second that are ordered, counted from the end. Earlier steps of the same second cannot affect the row,
 unless sixty-four later ones all lack a key that they carry."""
@@ -147,8 +150,9 @@ def _of_row(name: str) -> str:
 def order(facts: Iterable[Facts], rules: Rules) -> Path:
     """Return *facts* in their one order. They are all of one object, each event once."""
     groups = list(by_position(facts))
-    if all(len(group) == 1 for group in groups):
-        return Path([group[0] for group in groups], set(), is_ambiguous=False)
+    plain = _plain_order(groups, rules)
+    if plain is not None:
+        return Path(plain, set(), is_ambiguous=False)
     courses = [_Course(None, [], dict(rules.start))]
     for group in groups:
         courses = _follow(courses, group, rules)
@@ -168,9 +172,9 @@ def of_rows(path: Path, rules: Rules) -> Path:
 
 def by_position(facts: Iterable[Facts]) -> Iterator[list[Facts]]:
     """Yield *facts* in groups of one rank and stamp, the lowest first. Each group is sorted by the events' ids."""
-    ordered = sorted(facts, key=lambda each: (each.position, each.event_id))
-    for _, group in groupby(ordered, lambda each: each.position):
-        yield list(group)
+    placed = sorted([(each.position, each.event_id, number, each) for number, each in enumerate(facts)])
+    for _, group in groupby(placed, itemgetter(0)):
+        yield [facts for *_, facts in group]
 
 
 def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts] | None:
@@ -186,6 +190,117 @@ def only_order(group: Sequence[Facts], state: Mapping[str, Value]) -> list[Facts
     if gaps or len(ends) > 1 or len({edge.step for edge in edges}) < len(edges):
         return None
     return [edge.facts for edge in _in_order(_Ending(edges, start, gaps, ends.pop()), _no_preference)]
+
+
+# ---- The usual seconds ----
+
+
+def _plain_order(groups: Sequence[list[Facts]], rules: Rules) -> list[Facts] | None:
+    """Return the events of *groups* in order where each group is one walk that goes on from the one before.
+
+    A walk never returns to a state that it has left. Return None where ``_follow`` may find more than one course: it
+    finds this order as well, and takes ten times as long.
+    """
+    steps: list[Facts] = []
+    carried: dict[str, Value] = {}
+    until = 0
+    for group in groups:
+        ordered: list[Facts] | None = group
+        if len(group) > 1:
+            if rules.testimony or rules.start or len(group) > PLAIN_STEPS_MAX:
+                return None
+            # After an event of a later second, or a reading, the state before this second is found by other rules.
+            if steps and (steps[-1].stamp > group[0].stamp or _is_reading(steps[-1])):
+                return None
+            for step in steps[until:]:
+                carried.update(step.after)
+            until = len(steps)
+            ordered = _plain_walk(group, carried, rules)
+        if ordered is None:
+            return None
+        steps += ordered
+    return steps
+
+
+def _plain_walk(group: Sequence[Facts], earlier: Mapping[str, Value], rules: Rules) -> list[Facts] | None:
+    """Return *group*, of one position, as one walk that goes on from the state *earlier*; None if it is none.
+
+    *earlier* is empty where no event came before. All of *group* must carry the same keys.
+    """
+    states: list[Mapping[str, Value]] = []
+    onward: dict[int, tuple[int, Facts]] = {}
+    staying: dict[int, list[Facts]] = {}
+    for facts in group:
+        after = _number_of(facts.after, states)
+        before = after if facts.before is None else _number_of(facts.before, states)
+        if facts.is_first:
+            before = _BEFORE_ALL
+        if before == after:
+            staying.setdefault(after, []).append(facts)
+        elif before in onward:
+            return None
+        else:
+            onward[before] = after, facts
+    keys = states[0].keys()
+    if (staying and rules.counts) or any(state.keys() != keys for state in states):
+        return None
+    walk = _states_of(onward, staying)
+    if walk is None or not (walk[0] == _BEFORE_ALL or _goes_on(states[walk[0]], earlier)):
+        return None
+    steps: list[Facts] = []
+    for number in walk:
+        if number in staying:
+            steps += _preferred_last(staying[number], rules.prefer)
+        if number in onward:
+            steps.append(onward[number][1])
+    return steps
+
+
+_BEFORE_ALL: Final = -1
+"""Stands for the state before a ``.created`` event."""
+
+
+def _number_of(state: Mapping[str, Value], states: list[Mapping[str, Value]]) -> int:
+    """Return the index of *state* in *states*, and append it if it is not there."""
+    for number, known in enumerate(states):
+        if known == state and _is_same(known, state):
+            return number
+    states.append(state)
+    return len(states) - 1
+
+
+def _is_same(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
+    """Return whether the equal states *one* and *other* are the same to ``_state`` as well.
+
+    A column's own values are of one type, but in the JSON of a column may be True and 1, which are equal for Python.
+    """
+    nested = [name for name, value in one.items() if value and type(value) is dict]
+    return not nested or all(_hashable(one[name]) == _hashable(other[name]) for name in nested)
+
+
+def _states_of(onward: Mapping[int, tuple[int, Facts]], staying: Collection[int]) -> list[int] | None:
+    """Return the states of the one walk that takes each of the steps *onward* and passes all states *staying*."""
+    entered = {after for after, _ in onward.values()}
+    firsts = onward.keys() - entered if onward else set(staying)
+    if len(entered) < len(onward) or len(firsts) != 1:
+        return None
+    walk = [*firsts]
+    while (step := onward.get(walk[-1])) is not None:
+        walk.append(step[0])
+    # A circle next to the walk is left over.
+    return walk if len(walk) == len(onward) + 1 and all(number in walk for number in staying) else None
+
+
+def _goes_on(state: Mapping[str, Value], earlier: Mapping[str, Value]) -> bool:
+    """Return whether *state* fits what is known from *earlier*."""
+    if state.items() <= earlier.items():
+        return _is_same(state, earlier)
+    shared = [name for name in state if name in earlier]
+    return len(shared) < len(state) and _state(state, shared) == _state(earlier, shared)
+
+
+def _preferred_last(several: Sequence[Facts], prefer: Callable[[Facts], int]) -> Sequence[Facts]:
+    return several if len(several) == 1 else sorted(several, key=lambda facts: (prefer(facts), _seniority(facts)))
 
 
 # ---- Courses of events ----

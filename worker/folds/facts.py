@@ -11,14 +11,17 @@ compared several times as fast as dataclasses. Those that a rebuild keeps in fil
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import Struct
 
 from schemas.events import Key
 from schemas.kinds import Kind
 
-Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
+if TYPE_CHECKING:
+    Value: TypeAlias = bool | int | str | datetime | Mapping[str, Any] | None
+else:
+    Value = Any  # msgspec, which reads facts from files, has no union of a text and a time
 Row: TypeAlias = dict[str, Value]
 
 

@@ -158,7 +158,7 @@ def _rank(status: object) -> int:
 
 def _own_payment(event: Event, invoice: Invoice, before: Invoice | None) -> tuple[Facts, ...]:
     """Return the payment that the invoice itself names: see Note [Before basil an invoice names its payment]."""
-    if not any(isinstance(way, (str, Expanded)) for way in (invoice.payment_intent, invoice.charge)):
+    if not isinstance(invoice.payment_intent, (str, Expanded)) and not isinstance(invoice.charge, (str, Expanded)):
         return ()
     after, known = _own_payment_reported(invoice), None if before is None else _own_payment_reported(before)
     paid_at = _moments(event, invoice, _status(invoice)).get("paid_at")

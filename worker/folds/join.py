@@ -140,14 +140,10 @@ def advance(spec: RowSpec, row: Row, facts: Sequence[Facts]) -> Joined | None:
     steps = facts if len(facts) == 1 else _in_order_from(spec, row, facts)
     if steps is None or steps[0].position <= (spec.rank_of(row), spec.stamp_of(row)):
         return None
-    advanced = row
+    advanced = dict(row)
     for step in steps:
-        if _disagreements(advanced, step) or _may_be_of_a_reading(advanced, step):
+        if _disagreements(advanced, step) or _may_be_of_a_reading(advanced, step) or not _lay(spec, advanced, step):
             return None
-        laid = _lay(spec, advanced, step)
-        if not spec.follow(advanced, step, laid):
-            return None
-        advanced = laid
     spec.infer(advanced)
     has_parts = spec.child_of is None and any(step.parts is not None for step in facts)
     anomalies = tuple(spec.anomalies(advanced))
@@ -186,7 +182,7 @@ def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     Return None if none of them is an event of the row itself: a row is never made up.
     """
     known = list(facts)
-    own = next((each.subject for each in known if each.subject.table == spec.table and not each.is_witness), None)
+    own = _own_subject(spec, known)
     if own is None:
         return None
     if len(known) == 1 and spec.order is None:
@@ -196,9 +192,7 @@ def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     anomalies = list(path.anomalies)
     for step in real_moments(path.steps):
         anomalies += [_two_references(step, name, row) for name in _disagreements(row, step)]
-        laid = _lay(spec, row, step)
-        spec.follow(row, step, laid)
-        row = laid
+        _lay(spec, row, step)
     spec.infer(row)
     anomalies += spec.anomalies(row)
     _drop_what_no_column_keeps(spec, row)
@@ -212,11 +206,17 @@ def fold_all(spec: RowSpec, facts: Iterable[Facts]) -> Joined | None:
     return _announcing(spec, joined, None, path.steps) if spec.announces_steps else joined
 
 
+def _own_subject(spec: RowSpec, facts: Iterable[Facts]) -> Subject | None:
+    for each in facts:
+        if each.subject.table == spec.table and not each.is_witness:
+            return each.subject
+    return None
+
+
 def _alone(spec: RowSpec, step: Facts) -> Joined:
     """Return the row of an object with one event, which no other event can contradict: most objects have one."""
-    empty = _empty(spec, step.subject)
-    row = _lay(spec, empty, step)
-    spec.follow(empty, step, row)
+    row = _empty(spec, step.subject)
+    _lay(spec, row, step)
     spec.infer(row)
     anomalies = tuple(spec.anomalies(row))
     _drop_what_no_column_keeps(spec, row)
@@ -228,7 +228,8 @@ def _announcing(spec: RowSpec, joined: Joined, row: Row | None, steps: Sequence[
     """Return *joined* with the last of *steps* that implies a change, if one does; *row* is the row before them."""
     before = row
     for step in steps:
-        after = _lay(spec, before or _empty(spec, step.subject), step)
+        after = dict(before) if before is not None else _empty(spec, step.subject)
+        _lay(spec, after, step)
         if spec.changes(before, after):
             by = Witness(step.event_id, step.source, step.created)
             joined = structs.replace(joined, announced=after, decided_by=by)
@@ -281,22 +282,27 @@ def _children(spec: RowSpec, steps: Sequence[Facts]) -> tuple[Row, ...]:
 
 
 def _empty(spec: RowSpec, subject: Subject) -> Row:
-    row: Row = {**spec.empty, "account": subject.account, "livemode": subject.livemode}
-    row.update(zip(spec.key, subject.key, strict=True))
+    row: Row = {**spec.empty, "account": subject.account, "livemode": subject.livemode, spec.key[0]: subject.id}
+    if subject.currency:
+        row[spec.key[1]] = subject.currency
     return row
 
 
-def _lay(spec: RowSpec, row: Row, step: Facts) -> Row:
-    """Return *row* with *step* laid over it. The step comes after all steps that made the row."""
-    laid = {**row, **step.columns, "event_id": step.event_id, "as_of": step.created}
-    if spec.clock_rank is not None and "as_of" in row and spec.rank_of(row) == spec.clock_rank:
-        laid[spec.clock_moment] = None
-    if step.references:
-        laid |= {name: reference for name, reference in step.references.items() if reference is not None}
+def _lay(spec: RowSpec, row: Row, step: Facts) -> bool:
+    """Lay *step* over *row*. The step comes after all steps that made the row. Return what ``spec.follow`` returns."""
+    before = None if spec.follow is _follow_nothing else dict(row)
+    is_by_clock = spec.clock_rank is not None and "as_of" in row and spec.rank_of(row) == spec.clock_rank
+    row.update(step.columns)
+    row["event_id"], row["as_of"] = step.event_id, step.created
+    if is_by_clock:
+        row[spec.clock_moment] = None
+    for name, reference in step.references.items():
+        if reference is not None:
+            row[name] = reference
     for name, moment in step.moments.items():
-        known = laid[name]
-        laid[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only
-    return laid
+        known = row[name]
+        row[name] = moment if known is None else min(known, moment)  # type: ignore[type-var]  # moments hold times only
+    return before is None or spec.follow(before, step, row)
 
 
 def real_moments(steps: Sequence[Facts]) -> Sequence[Facts]:

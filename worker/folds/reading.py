@@ -6,8 +6,9 @@ event unfoldable.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from datetime import datetime
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, structs
@@ -87,6 +88,7 @@ class Reader(Generic[ObjectType]):
 
     def __init__(self, object_type: type[ObjectType]) -> None:
         self._type = object_type
+        self._names = {field.encode_name: field.name for field in structs.fields(object_type)}
         self._snapshot = cast("type[Snapshot[ObjectType]]", Snapshot[object_type])  # type: ignore[valid-type]  # a type made at run time
         self._decode = msgspec.json.Decoder(self._snapshot).decode
         loose = _loose_type(object_type)
@@ -104,7 +106,8 @@ class Reader(Generic[ObjectType]):
             # Few payloads have a backslash, and one character is looked for twenty times as fast as several.
             if b"\\" in payload and b"\\u0000" in payload:
                 _require_storable(msgspec.to_builtins(data.object))
-            return data.object, self._before(payload, data.previous_attributes)
+            previous = data.previous_attributes
+            return data.object, self._before(payload, data.object, previous) if previous else None
         except RecursionError:
             raise Unfoldable("The event is nested too deeply to be read.") from None
         except msgspec.DecodeError as error:
@@ -119,9 +122,10 @@ class Reader(Generic[ObjectType]):
                 raise
             return cast("Snapshot[ObjectType]", mending.convert(copied, self._snapshot)).data
 
-    def _before(self, payload: bytes, previous: dict[str, Any] | None) -> ObjectType | None:
-        if not previous:
-            return None
+    def _before(self, payload: bytes, found: ObjectType, previous: dict[str, Any]) -> ObjectType | None:
+        before = self._without_nested(found, previous)
+        if before is not None:
+            return before
         try:
             after = self._loose(payload)
             return msgspec.convert(overlay(after, previous), self._type) if _reports(after, previous) else None
@@ -131,10 +135,33 @@ class Reader(Generic[ObjectType]):
                 return None
             return cast("ObjectType", mending.convert(overlay(after, previous), self._type))
 
+    def _without_nested(self, found: ObjectType, previous: dict[str, Any]) -> ObjectType | None:
+        """Return *found* with its *previous* values; None where one of these belongs into a nested object, or is odd.
+
+        Most events change plain values only, and then the payload need not be decoded again.
+        """
+        if previous.keys() <= _ALL_CREDENTIALS:
+            return None
+        changed = {key: value for key, value in previous.items() if key in self._names}
+        if not _NESTED.isdisjoint(map(type, changed.values())):
+            return None
+        try:
+            read = msgspec.convert({"id": found.id, **changed}, self._type)  # type: ignore[attr-defined]  # all have one
+        except msgspec.ValidationError:
+            return None
+        before = copy(found)
+        for key in changed:
+            setattr(before, self._names[key], getattr(read, self._names[key]))
+        return before
+
     def _loose(self, payload: bytes) -> dict[str, Any]:
         """Return the keys of the object that its type reads; the others are most of it, and are only skipped."""
         found = self._decode_loose(payload).data.object
         return {key: value for name, key in self._keys if (value := getattr(found, name)) is not UNSET}
+
+
+_NESTED: Final = frozenset({dict, list})
+_ALL_CREDENTIALS: Final = frozenset().union(*CREDENTIALS.values())
 
 
 def _reports(after: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -37,7 +38,7 @@ from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
 
 from schemas import accounts, database, inbox, tables
-from schemas.database import Cursor
+from schemas.database import Cursor, integer_array, text_array
 from schemas.errors import ConfigurationError, DatabaseAway
 from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
@@ -442,8 +443,9 @@ def _execute(statements: Sequence[str]) -> None:
 def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     """Judge the events numbered within *bounds*, keep their facts, and write their outcomes."""
     job = _JOB
-    outcomes, mentions = _Rows(tables.outcomes, job.folder), _Rows(tables.mentions, job.folder)
-    anomalies = _Rows(tables.anomalies, job.folder)
+    outcomes, mentions, anomalies = (
+        _Rows(table, job.folder, f"read.{bounds[0]}") for table in (tables.outcomes, tables.mentions, tables.anomalies)
+    )
     told: set[tuple[str, bool, str, int]] = set()
     spill = _Spill(job)
     with database.transaction(_engine(), may_idle=True) as connection:
@@ -465,7 +467,10 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                 payloads=sql.Identifier(job.live, "payloads"),
             )
             first, end = bounds
-            rows.execute(statement, {"first": first, "end": end})
+            rows.execute(
+                statement,
+                {"first": first, "end": end, "read": text_array(list(folds.FOLDS)), "copied": integer_array(copies)},
+            )
             for row in rows:
                 event = Event(*row[:10])
                 if event.seq in copies:
@@ -475,25 +480,24 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
                         anomalies.add_row(contradiction)
                 verdict = _verdict(job, event)
                 reason = shortened(verdict.reason)
-                outcomes.add(
-                    (
-                        *(event.seq, verdict.state, reason, row[10], row[11] or job.now),
-                        *(folds.FOLD_VERSION, verdict.cause),
-                    )
-                )
-                spill.add(verdict.facts)
+                folded_at = row[11] or job.now
+                outcomes.add((event.seq, verdict.state, reason, row[10], folded_at, folds.FOLD_VERSION, verdict.cause))
                 for one in verdict.facts:
-                    if one.subject.source != event.object_id:
-                        told.add((event.account, event.livemode, one.subject.source, event.seq))
+                    source = one.subject.root or one.subject.id
+                    spill.add(source, one)
+                    if source != event.object_id:
+                        told.add((event.account, event.livemode, source, event.seq))
     spill.flush()
     for mention in told:
         mentions.add(mention)
     return {**outcomes.written(), **mentions.written(), **anomalies.written()}
 
 
-_COLUMNS: Final = (
-    "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, b.payload, i.source"
-)
+# Payloads that no fold reads stay where they are; only copies of one event are compared whatever its type is.
+_COLUMNS: Final = """
+i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id,
+CASE WHEN i.type = ANY (%(read)s::text[]) OR i.seq = ANY (%(copied)s::bigint[]) THEN b.payload ELSE '' END, i.source
+"""
 # The range is given for the payloads too, so that PostgreSQL reads, and waits for, no other partition of them.
 _EVENTS: Final = """
 SELECT {columns}, o.attempts, o.folded_at
@@ -516,7 +520,7 @@ WHERE i.seq >= %(first)s AND i.seq < %(end)s AND b.seq >= %(first)s AND b.seq < 
 
 
 def _verdict(job: _Job, event: Event) -> folds.Verdict:
-    reason = job.ignored.get((event.account, event.livemode, event.id))
+    reason = job.ignored.get((event.account, event.livemode, event.id)) if job.ignored else None
     return folds.judge(event) if reason is None else folds.ignored_by_operator(reason)
 
 
@@ -529,11 +533,10 @@ class _Spill:
         self._buffered: dict[int, list[Facts]] = defaultdict(list)
         self._count = 0
 
-    def add(self, facts: Iterable[Facts]) -> None:
-        files = self._job.files
-        for one in facts:
-            self._buffered[zlib.crc32(one.subject.source.encode(errors="surrogatepass")) % files].append(one)
-            self._count += 1
+    def add(self, source: str, one: Facts) -> None:
+        """Keep the facts *one* for the file of the object *source*."""
+        self._buffered[zlib.crc32(source.encode(errors="surrogatepass")) % self._job.files].append(one)
+        self._count += 1
         if self._count >= FACTS_BUFFERED_MAX:
             self.flush()
 
@@ -550,18 +553,15 @@ class _Spill:
 _LENGTH: Final = struct.Struct("<q")
 
 
+_decode_facts: Final = msgspec.msgpack.Decoder(list[Facts]).decode
+
+
 def _kept(job: _Job, number: int) -> Iterator[Facts]:
     """Yield the facts of one file, and remove it."""
-    decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
     for path in job.folder.glob(f"{number}.*.facts"):
         with path.open("rb") as file:
             while length := file.read(_LENGTH.size):
-                for subject, event_id, source, created, rank, stamp, *more, parts in decode(
-                    file.read(_LENGTH.unpack(length)[0])
-                ):
-                    # The decoder returns lists, where tuples were encoded.
-                    lines = None if parts is None else tuple(parts)
-                    yield Facts(*(Subject(*subject), event_id, source, created, rank, tuple(stamp), *more, lines))
+                yield from _decode_facts(file.read(_LENGTH.unpack(length)[0]))
         path.unlink()
 
 
@@ -571,41 +571,43 @@ def _join_file(number: int) -> dict[str, Path]:
     told: dict[Subject, list[Facts]] = defaultdict(list)
     for facts in _kept(job, number):
         told[facts.subject].append(facts)
-    rows = {table.name: _Rows(table, job.folder) for table in (*tables.PROJECTIONS, tables.anomalies)}
-    for subject in told:
+    part = f"joined.{number}"
+    rows = {table.name: _Rows(table, job.folder, part) for table in (*tables.PROJECTIONS, tables.anomalies)}
+    for subject, own in told.items():
         spec = folds.ROW_SPECS[subject.table]
-        joined = join.fold_all(spec, join.with_leader(spec, subject, told))
+        joined = join.fold_all(spec, join.with_leader(spec, subject, told) if spec.leader else own)
         if joined is None:
             continue
-        rows[subject.table].add_row(joined.row)
+        rows[spec.table].add_row(joined.row)
         for child in joined.children:
-            rows[folds.ROW_SPECS[subject.table].child].add_row(child)
+            rows[spec.child].add_row(child)
         for anomaly in anomaly_rows(subject, joined, job.now):
             rows[tables.anomalies.name].add_row(anomaly)
     return {name: path for each in rows.values() for name, path in each.written().items()}
 
 
-class _Rows:
-    """Collects the rows of one table, to be written into a file in COPY's format."""
+@cache
+def _form(table: Table) -> copy_rows.Form:
+    return copy_rows.Form(table)
 
-    def __init__(self, table: Table, folder: Path) -> None:
+
+class _Rows:
+    """Collects the rows of one table that a *part* of the work makes, to be written into a file in COPY's format."""
+
+    def __init__(self, table: Table, folder: Path, part: str) -> None:
         self._name = table.name
-        self._folder = folder
-        self._line = copy_rows.Form(table).line
-        self._lines: list[bytes] = []
+        self._path = folder / f"{part}.{table.name}"
+        self._values_of = _form(table).values
+        self._rows: list[Sequence[Any]] = []
+        self.add = self._rows.append
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        self._lines.append(self._line(row))
-
-    def add(self, values: Sequence[Any]) -> None:
-        self._lines.append(copy_rows.line(values))
+        self._rows.append(self._values_of(row))
 
     def written(self) -> dict[str, Path]:
         """Write the rows, and return the file by the table's name; nothing where there are none."""
-        if not self._lines:
+        if not self._rows:
             return {}
-        handle, name = tempfile.mkstemp(suffix=f".{self._name}", dir=self._folder)
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(self._lines)
-        self._lines.clear()
-        return {self._name: Path(name)}
+        self._path.write_bytes(copy_rows.lines(self._rows))
+        self._rows.clear()
+        return {self._name: self._path}

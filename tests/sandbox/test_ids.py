@@ -20,7 +20,7 @@ def test_ids_begin_as_published_ones(made: int, begins: str) -> None:
     """An id begins as Stripe's own example that was made in the same second."""
     chance = Chance(0, now=lambda: made)
     prefix = begins.partition("_")[0]
-    made_id = {"pi": chance.intent_id, "cus": lambda: chance.short_id("cus")}.get(prefix, lambda: chance.id(prefix))()
+    made_id = chance.intent_id() if prefix == "pi" else chance.short_id("cus") if prefix == "cus" else chance.id(prefix)
     assert made_id.startswith(begins)
     assert len(made_id) == len(prefix) + 1 + (14 if prefix == "cus" else 24)
 

@@ -2,9 +2,9 @@ r"""Rows in the form that COPY reads.
 
 Note [The JSON encoder writes what COPY reads]
     A row as a JSON array without its brackets is a line of CSV: texts are in quotes, the escape is a backslash, the
-    null is ``null``, and PostgreSQL can read the numbers, booleans and times. One call of a C function writes the line;
-    a line that is put together value by value takes six times as long. Only control characters differ: JSON's ``\n``
-    is two characters to CSV, so each such escape is replaced by its control character.
+    null is ``null``, and PostgreSQL can read the numbers, booleans and times. One call of a C function writes a line,
+    or many; a line that is put together value by value takes six times as long. Only control characters differ: JSON's
+    ``\n`` is two characters to CSV, so each such escape is replaced by its control character.
 """
 
 import re
@@ -21,8 +21,10 @@ from schemas.database import Cursor
 
 FORMAT: Final = sql.SQL("FORMAT csv, NULL 'null', ESCAPE '\\'")
 
-_encode = msgspec.json.Encoder().encode
+_encoder: Final = msgspec.json.Encoder()
+_encode, _encode_lines = _encoder.encode, _encoder.encode_lines
 _ESCAPED: Final = re.compile(rb"\\(?:u([0-9a-f]{4})|(.))")
+_COPY: Final = sql.SQL("COPY {} ({}) FROM STDIN ({})")
 _MAY_BE_CONTROL: Final = re.compile(rb'\\[^"]')
 """Most backslashes of a line escape a quote. Only behind another one may a control character be found."""
 _CONTROLS: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
@@ -36,6 +38,7 @@ class Form:
         self._names = names
         self._json = [index for index, name in enumerate(names) if isinstance(table.columns[name].type, JSONB)]
         self._values = itemgetter(*names)
+        self._copy = _COPY.format(sql.Identifier(table.name), self.columns, FORMAT).as_bytes()
 
     @property
     def columns(self) -> sql.Composed:
@@ -44,18 +47,43 @@ class Form:
 
     def line(self, row: Mapping[str, Any]) -> bytes:
         """Return *row* as a line with its line end."""
-        values = self._values(row)
-        if self._json:
-            values = list(values)
-            for index in self._json:
-                if values[index] is not None:
-                    values[index] = _encode(values[index]).decode()
-        return line(values)
+        return line(self._written(row))
+
+    def lines(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        """Return *rows* as lines, each with its line end."""
+        # A line break within a text is written as an escape, so each one here ends a row.
+        written = _encode_lines([self._written(row) for row in rows])[1:-2].replace(b"]\n[", b"\n")
+        if not written:
+            return b""
+        written += b"\n"
+        if _MAY_BE_CONTROL.search(written):
+            return b"".join(map(_with_controls, written.splitlines(keepends=True)))
+        return written
+
+    def append(self, cursor: Cursor, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append *rows* to the table."""
+        with cursor.copy(self._copy) as copy:
+            copy.write(self.lines(rows))
+
+    def _written(self, row: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the values of *row*, those of JSON as text."""
+        values: Sequence[Any] = self._values(row)
+        if not self._json:
+            return values
+        texts = list(values)
+        for index in self._json:
+            if texts[index] is not None:
+                texts[index] = _encode(texts[index]).decode()
+        return texts
 
 
 def line(values: Sequence[Any]) -> bytes:
     """Return *values*, none of them JSON, as a line with its line end."""
-    written = _encode(values)[1:-1] + b"\n"
+    return _with_controls(_encode(values)[1:-1] + b"\n")
+
+
+def _with_controls(written: bytes) -> bytes:
+    """Return *written* with the escapes of control characters replaced by those."""
     return _ESCAPED.sub(_unescaped, written) if _MAY_BE_CONTROL.search(written) else written
 
 
@@ -64,9 +92,3 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     if number is not None:
         return chr(int(number, 16)).encode()
     return _CONTROLS.get(letter, match[0])
-
-
-def into(cursor: Cursor, table: sql.Identifier, columns: sql.Composed, lines: Iterable[bytes]) -> None:
-    """Append *lines* to *table*."""
-    with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN ({})").format(table, columns, FORMAT)) as copy:
-        copy.write(b"".join(lines))

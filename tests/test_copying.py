@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from psycopg import sql
 from sqlalchemy import Engine
 
 from schemas import database, tables
@@ -53,7 +52,7 @@ def test_rows_arrive_as_they_are(
     ]
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         cursor.execute("TRUNCATE payment_links")
-        copy_rows.into(cursor, sql.Identifier("payment_links"), FORM.columns, map(FORM.line, rows))
+        FORM.append(cursor, rows)
         cursor.execute("SELECT url, active, metadata, created FROM payment_links ORDER BY length(id), id")
         assert cursor.fetchall() == written
 

@@ -176,5 +176,3 @@ def test_gone(web: Web) -> None:
     assert web.send_raw(delivery(event(2), CLOSE)).answer().endswith(RECEIVED)
 
     assert web.inbox() == ["evt_1", "evt_2"]
-
-

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from psycopg import sql
 
 from schemas import change_rows, tables
 from schemas.change_rows import ChangeRow, DecidingEvent
@@ -126,7 +125,7 @@ def append_changes(cursor: Cursor, found: list[ChangeRow], withheld: str | None 
         settled = corrections.against_the_feed(cursor, rows)
         cursor.execute(_APPEND, (msgspec.json.encode(settled).decode(),))
     else:
-        copy_rows.into(cursor, sql.Identifier("changes"), _CHANGES.columns, map(_CHANGES.line, rows))
+        _CHANGES.append(cursor, rows)
 
 
 def _may_be_announced(cursor: Cursor, rows: Sequence[ChangeRow]) -> bool:

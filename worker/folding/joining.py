@@ -1,7 +1,7 @@
 """Joins new facts with the saved rows, or with all facts of the inbox about an object."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from schemas import inbox
@@ -16,7 +16,7 @@ from worker.folding.claim import ENVELOPE, IGNORED_BECAUSE, event_in
 from worker.folding.rows import load_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Subject
-from worker.folds.join import Joined
+from worker.folds.join import Joined, RowSpec
 
 
 def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Key]:
@@ -39,29 +39,37 @@ def objects_of(cursor: Cursor, events: Sequence[Event]) -> set[Key]:
 
 def rows_of(cursor: Cursor, objects: set[Key]) -> set[Subject]:
     """Return the saved rows that are folded from the events of *objects*: customers, credit notes and invoices."""
-    if not objects:
-        return set()
-    accounts, modes, keys = map(list, zip(*objects, strict=True))
-    cursor.execute(_OTHER_ROWS, {"accounts": accounts, "modes": modes, "keys": keys})
-    return {Subject(*row) for row in cursor.fetchall()}
+    return {row for table in _ROWS_OF if objects for row in _rows_in(cursor, table, objects)}
 
 
-_OTHER_ROWS: Final = """
-WITH k AS (
-    SELECT * FROM unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::text[]) AS k (account, livemode, key)
-)
-SELECT 'balances', k.account, k.livemode, customer, '', currency
-FROM k JOIN balances AS t ON (t.account, t.livemode, t.customer) = (k.account, k.livemode, k.key)
-UNION ALL
-SELECT 'credit_note_lines', k.account, k.livemode, t.id, t.credit_note, ''
-FROM k JOIN credit_note_lines AS t ON (t.account, t.livemode, t.credit_note) = (k.account, k.livemode, k.key)
-UNION ALL
-SELECT 'invoice_payments', k.account, k.livemode, t.id, '', ''
-FROM k JOIN invoice_payments AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
-UNION ALL
-SELECT 'credit_notes', k.account, k.livemode, t.id, '', ''
-FROM k JOIN credit_notes AS t ON (t.account, t.livemode, t.id) = (k.account, k.livemode, k.key)
-"""
+def _rows_in(cursor: Cursor, table: str, objects: Collection[Key]) -> set[Subject]:
+    """Return the saved rows of *table* that are folded from the events of *objects*, of which there are some."""
+    cursor.execute(_ROWS_OF[table], _arrays_of(objects))
+    return {Subject(table, *row) for row in cursor.fetchall()}
+
+
+def _arrays_of(keys: Collection[Key]) -> tuple[str, str, str]:
+    """Return the accounts, modes and ids of *keys*, an array each."""
+    modes = boolean_array(livemode for _, livemode, _ in keys)
+    return text_array([account for account, _, _ in keys]), modes, text_array([id_ for _, _, id_ in keys])
+
+
+# See Note [A row is found by its key, whatever the planner believes] in worker/folding/rows.py.
+_ROWS_OF: Final = {
+    table: f"""
+    SELECT k.account, k.livemode, {names}
+    FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, key)
+    CROSS JOIN LATERAL (
+        SELECT * FROM {table} AS t WHERE (t.account, t.livemode, t.{by}) = (k.account, k.livemode, k.key) OFFSET 0
+    ) AS t
+    """
+    for table, by, names in (
+        ("balances", "customer", "t.customer, '', t.currency"),
+        ("credit_note_lines", "credit_note", "t.id, t.credit_note, ''"),
+        ("credit_notes", "id", "t.id, '', ''"),
+        ("invoice_payments", "id", "t.id, '', ''"),
+    )
+}
 
 
 def mention(cursor: Cursor, events: Sequence[Event], facts: dict[Subject, list[Facts]]) -> None:
@@ -93,9 +101,10 @@ def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], refold: set[Su
     """
     known = load_rows(cursor, facts.keys() | refold)
     joined: dict[Subject, Joined] = {}
-    led = _led_rows(cursor, facts.keys() - refold)
+    led = _led_rows(cursor, facts.keys() - refold, known.keys())
     # An ambiguous order can be settled only by all the events of the object, and all its rows share that order.
     from_all = refold | _in_doubt(cursor, (known.keys() - refold) | led)
+    mentioned = _mentioned(cursor, (facts.keys() - from_all).difference(known))
     for subject in facts.keys() - from_all:
         spec, row = folds.ROW_SPECS[subject.table], known.get(subject)
         if row is not None and settling.is_laid_on(subject, row):
@@ -104,8 +113,8 @@ def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], refold: set[Su
         # An object without a row has no folded events, so this batch has all of them, except those that mention it from
         # another object.
         leader = join.leader_of(spec, subject)
-        is_new = row is None and (spec.keeps_all if leader is None else leader not in known)
-        result = join.fold_all(spec, join.with_leader(spec, subject, facts)) if is_new else None
+        is_new = row is None and (subject not in mentioned if leader is None else leader not in known)
+        result = join.fold_all(spec, _with_leader(spec, subject, facts)) if is_new else None
         result = join.advance(spec, row, facts[subject]) if row is not None else result
         if result is None:
             from_all.add(subject)
@@ -121,6 +130,17 @@ def join_facts(cursor: Cursor, facts: dict[Subject, list[Facts]], refold: set[Su
         elif subject in known:
             gone.append(subject)
     return Saved(joined, known, gone)
+
+
+def _with_leader(spec: RowSpec, subject: Subject, facts: Mapping[Subject, Sequence[Facts]]) -> Sequence[Facts]:
+    """Return the *facts* about *subject* and its leader.
+
+    Where they are one fact each, of the same event, there is no other order, and those of the leader are left out.
+    """
+    leader = join.leader_of(spec, subject)
+    own, leading = facts[subject], () if leader is None else facts.get(leader, ())
+    is_one = spec.order is None and len(own) == len(leading) == 1 and own[0].event_id == leading[0].event_id
+    return own if is_one or not leading else [*own, *leading]
 
 
 def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
@@ -144,11 +164,42 @@ def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
     return found.union(each for each in leaders if each is not None)
 
 
-def _led_rows(cursor: Cursor, subjects: Iterable[Subject]) -> set[Subject]:
-    """Return the saved rows that share the order of one of *subjects*, and so change with it."""
-    leaders = {spec.leader for spec in folds.ROW_SPECS.values() if spec.leader}
-    found = {(each.account, each.livemode, each.id) for each in subjects if each.table in leaders}
-    return {each for each in rows_of(cursor, found) if folds.ROW_SPECS[each.table].leader}
+def _mentioned(cursor: Cursor, without_rows: Iterable[Subject]) -> set[Subject]:
+    """Return those of the subjects *without_rows* that events of other objects may have facts about.
+
+    Only subjects are asked about whose rows are always folded from all their events.
+    """
+    asked = [each for each in without_rows if not (spec := folds.ROW_SPECS[each.table]).keeps_all and not spec.leader]
+    if not asked:
+        return set()
+    cursor.execute(_MENTIONED, (*world_arrays(asked), text_array([each.source for each in asked])))
+    return {asked[number - 1] for (number,) in cursor.fetchall()}
+
+
+_MENTIONED: Final = """
+SELECT k.number
+FROM unnest(%s::text[], %s::boolean[], %s::text[]) WITH ORDINALITY AS k (account, livemode, object_id, number)
+WHERE EXISTS (
+    SELECT FROM mentions AS m
+    WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.object_id) OFFSET 0
+)
+"""
+
+
+def _led_rows(cursor: Cursor, subjects: Collection[Subject], known: Collection[Subject]) -> set[Subject]:
+    """Return the saved rows that share the order of one of *subjects*, and so change with it.
+
+    Only balances may have a row where their leader, the customer, is not *known*: a ledger makes them too.
+    """
+    found: set[Subject] = set()
+    for table, spec in folds.ROW_SPECS.items():
+        of = {
+            (each.account, each.livemode, each.id)
+            for each in subjects
+            if each.table == spec.leader and (each in known or table == "balances")
+        }
+        found |= _rows_in(cursor, table, of) if of else set()
+    return found
 
 
 def facts_of(
@@ -162,7 +213,9 @@ def facts_of(
     found: dict[Subject, list[Facts]] = {subject: [] for subject in subjects}
     if not subjects:
         return found
-    judged = [one for several in at_hand.values() for one in several]
+    judged: dict[Key, list[Facts]] = defaultdict(list)
+    for one in (one for several in at_hand.values() for one in several):
+        judged[event_key_of(one)].append(one)
     led: dict[Subject | None, list[Subject]] = defaultdict(list)
     for subject in subjects:
         led[join.leader_of(folds.ROW_SPECS[subject.table], subject)].append(subject)
@@ -188,15 +241,15 @@ def facts_of(
             text_array([key.source for key in keys]),
             "pending" if with_pending else "parked",
             # New events, and parked events that may be folded now: the batch has judged both already.
-            *world_arrays([one.subject for one in judged]),
-            text_array([one.event_id for one in judged]),
+            *_arrays_of(judged),
         ),
         binary=True,
     )
     rows = cursor.fetchall()
-    payloads = inbox.payloads_of(cursor, [row[0] for row in rows])
+    further = [row[0] for row in rows if row[1:4] not in judged]
+    payloads = inbox.payloads_of(cursor, further) if further else {}
     for row in rows:
-        for one in folds.judge(event_in(row, payloads)).facts:
+        for one in judged.get(row[1:4]) or folds.judge(event_in(row, payloads)).facts:
             if one.subject in found:
                 found[one.subject].append(one)
             for subject in led.get(one.subject, ()):

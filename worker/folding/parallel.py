@@ -39,8 +39,8 @@ from worker.folding.projection import Apart
 
 FOLD_PROCESSES: Final = 2
 """Batches that are folded at once. Two processors have no use for more."""
-YOUNG_OBJECTS_MAX: Final = 50_000
-"""New objects after which the collector looks for cycles. A batch makes about as many, and none of them in a cycle."""
+YOUNG_OBJECTS_MAX: Final = 250_000
+"""New objects after which the collector looks for cycles. A batch has a fifth of that, and none of them in a cycle."""
 
 REPORT_SECONDS_MAX: Final = 30.0
 """Seconds to wait for a fold process's report. A batch takes less, even on a database that does not answer."""

@@ -33,7 +33,7 @@ from worker.folding.batch import (
 from worker.folding.changes import announce
 from worker.folding.claim import Shard, claim, lock_objects, try_locks
 from worker.folding.joining import facts_at_hand, join_facts, mention, objects_of, rows_of
-from worker.folding.rows import load_rows
+from worker.folding.rows import load_rows, probe_indexes
 from worker.folding.saving import save_rows
 from worker.folds import join
 from worker.folds.facts import Event, Facts, Row, Subject, object_of
@@ -123,6 +123,7 @@ def _run_batch(
     compared: list[int] = []
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            probe_indexes(cursor)
             # Queued events must stay queued even if the batch fails, so they are committed by themselves.
             queued = renderings.queue(cursor) if only is None and not is_queued else 0
             if not queued:
@@ -404,6 +405,7 @@ def _settle_owed(engine: Engine, *, now: datetime, bounds: Bounds | None) -> Non
     """Settle the orders and notes that another transaction held when they should have been settled."""
     try:
         with database.transaction(engine, bounds) as connection, database.cursor(connection) as cursor:
+            probe_indexes(cursor)
             share_folding(cursor)
             subjects = unsettled.owed(cursor)
             lock_objects(cursor, subjects, ())

@@ -31,8 +31,7 @@ def save_rows(cursor: Cursor, saved: Saved) -> None:
             moved[folds.ROW_SPECS[subject.table].child] += joined.children
     _drop_strayed_children(cursor, saved)
     for table, rows in new.items():
-        form = _FORMS[table]
-        copy_rows.into(cursor, sql.Identifier(table), form.columns, map(form.line, rows))
+        _FORMS[table].append(cursor, rows)
     for table, rows in moved.items():
         # If two objects claimed one child, the statement would fail, so one row wins. An id of Stripe's has one object.
         distinct = {_identity(table, row): row for row in rows}

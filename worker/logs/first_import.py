@@ -23,6 +23,7 @@ from schemas.locks import keep_others_from_folding
 from worker.folding import projection, renderings
 from worker.folding.batch import Claimed
 from worker.folding.claim import claim
+from worker.folding.rows import probe_indexes
 from worker.logs.recording import EventFolder, Recording
 
 
@@ -54,6 +55,7 @@ class FirstImport(Recording):
         copies, parked = list(self._copies), set(self._parked_before)
         try:
             with database.transaction(self._engine) as connection, database.cursor(connection) as cursor:
+                probe_indexes(cursor)
                 keep_others_from_folding(cursor)
                 # Events that a rename holds back would be folded, and announced, by the worker that folds after it.
                 accounts.require_settled(cursor)

@@ -6,6 +6,7 @@ from sqlalchemy import Engine, text
 from deploy.sandbox.samples import sample
 from schemas import database, inbox
 from tests import ledger
+from worker.folding.rows import probe_indexes
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +56,25 @@ def test_a_partition_is_made_ahead(engine: Engine) -> None:
     assert (begun, early, made, again) == (FIRST, 0, 1, 0)
     assert partitions(engine) == [*FIRST, SECOND]
     assert ledger.rows(engine, "SELECT count(*) AS found FROM ONLY payloads_rest") == [{"found": 0}]
+
+
+LOCKED = """
+SELECT DISTINCT c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+WHERE l.pid = pg_backend_pid() AND c.relname LIKE 'payloads_from_%' AND c.relkind = 'r'
+"""
+
+
+def test_reading_payloads_locks_no_other_partition(engine: Engine) -> None:
+    """A batch that reads payloads locks the partitions of those alone, however its statements are planned."""
+    for seq in (5, 1_000_005):
+        record_as(engine, seq)
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        probe_indexes(cursor)
+        found = inbox.payloads_of(cursor, [5])
+        locked = [name for (name,) in cursor.execute(LOCKED)]
+
+    assert found == {5: link_event(5)}
+    assert locked == ["payloads_from_0"]
 
 
 def test_a_partition_that_comes_late(engine: Engine) -> None:

@@ -52,7 +52,9 @@ SMALL_EVENTS: Final = 100_000
 GROWN_BACKLOG: Final = 50_000
 """Events that are folded, or replayed, at a time into a short and a long history."""
 GROWN_TURNS: Final = 2
-"""Times that each is done, so that the short history stays short."""
+"""Times that each is done. What comes after both is measured with a short history of some 300,000."""
+SHOP_EVENTS_MIN: Final = 20_000
+"""A shop of the history has at least so many events."""
 FULL_EVENTS: Final = 3_000_000
 DISK_BYTES_PER_EVENT: Final = 6_500
 THIN_BYTES_PER_EVENT: Final = 5_500
@@ -240,17 +242,20 @@ class Bench:
         """
         # Events that were sent before an interruption may not be sent again.
         seed = SystemRandom().randrange(10**9)
-        mixed, sold = events.history(seed, payments=True), events.history(seed + 1, payments=False)
+        # Of shops behind all that are in the inbox, since a new id lies behind all others in its index.
+        shop = many // SHOP_EVENTS_MIN
+        mixed = events.history(seed, payments=True, first_shop=shop)
+        sold = events.history(seed + 1, payments=False, first_shop=shop)
         once = replace(self.sizes, runs=1)
         found = []
         for name, turns, measure in (
             ("passes", self.sizes.runs, _passes),
+            ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
+            ("pages", 1, pages),
             ("replay", GROWN_TURNS, lambda stand: [figures.replay_into(stand, mixed, GROWN_BACKLOG)]),
             ("fold", GROWN_TURNS, lambda stand: _fold(stand, sold)),
             ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.announce, mixed, alone=True)),
             ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.announce, mixed)),
-            ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
-            ("pages", 1, pages),
             ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.announce)),
         ):
             shorts: list[list[Figure]] = []

@@ -61,6 +61,8 @@ class Postgres(Server):
     """
 
     stop_signal = signal.SIGINT  # PostgreSQL's fast shutdown, which does not wait for its clients
+    # After a crash up to WAL_MEGABYTES of log are read again, from their beginning if that is cut short.
+    start_seconds_max = 900.0
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from deploy.local.ports import PORTS, free_port
 from deploy.local.private_files import private_folder
 
 PORT_ATTEMPTS_MAX: Final = 20
-START_SECONDS_MAX: Final = 120.0  # a long recovery after a crash included
+START_SECONDS_MAX: Final = 120.0
 LOG_LINES_SHOWN: Final = 12
 
 
@@ -63,6 +63,7 @@ class Server(ABC):
     """
 
     stop_signal: ClassVar[signal.Signals]
+    start_seconds_max: ClassVar[float] = START_SECONDS_MAX
 
     def __init__(self, folder: Path, binary: Path) -> None:
         self.folder = folder.absolute()
@@ -175,7 +176,7 @@ class Server(ABC):
             os.close(descriptor)
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
+        deadline = time.monotonic() + self.start_seconds_max
         while not self._is_ready(process.pid):
             if process.poll() is not None or time.monotonic() > deadline:
                 self.kill()

@@ -79,7 +79,7 @@ class Chance:
         self._random = random.Random(seed)
         self._now = now
         self._owner = random.Random(owner or seed).randbytes(10).translate(_LETTERS).decode("ascii")
-        self._second = ("", -1)
+        self._second: tuple[str, int | None] = ("", None)
 
     def token(self, length: int) -> str:
         """Return *length* letters and digits."""
@@ -99,6 +99,10 @@ class Chance:
         stem = (other or "").partition("_")[2]
         is_of_an_intent = stem.startswith("3") and len(stem) == _ID_LENGTH
         return f"{prefix}_{stem[:-_OWN_LENGTH]}{own[-_OWN_LENGTH:]}" if is_of_an_intent else own
+
+    def twin_id(self, other: str) -> str:
+        """Return the id of another object that was made together with the one with the id *other*."""
+        return other[:-_OWN_LENGTH] + self.token(_OWN_LENGTH)
 
     def short_id(self, prefix: str) -> str:
         """Return an id as customers and products have it: ``cus_``, a minute and ten letters and digits."""

@@ -82,7 +82,7 @@ def twin(event: Event, *, seed: int = 0) -> Event:
 
     Stripe makes these rarely: https://docs.stripe.com/webhooks#handle-duplicate-events.
     """
-    new_id = Chance(f"twin {seed} {event.id}", now=lambda: event.created).id_beside("evt", event.id)
+    new_id = Chance(f"twin {seed} {event.id}", now=lambda: event.created).twin_id(event.id)
     # The event's id is the first value in the body.
     return replace(event, id=new_id, body=event.body.replace(event.id.encode(), new_id.encode(), 1))
 

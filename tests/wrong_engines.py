@@ -51,6 +51,12 @@ BREAKS = (
         "result = result or join.fold_all(spec, facts[subject])",
     ),
     Break(
+        "a new note of which a ledger speaks is folded from its batch",
+        "worker/folding/joining.py",
+        "(subject not in mentioned if leader is None",
+        "(True if leader is None",
+    ),
+    Break(
         "an equal event is laid over", JOIN, "steps[0].position <= (spec.rank_of", "steps[0].position < (spec.rank_of"
     ),
     Break(

@@ -355,7 +355,7 @@ def test_wrong_options_are_named() -> None:
 def test_the_picture_of_growth_shows_the_stored_runs() -> None:
     """The picture of growth has the curves of the stored runs."""
     folder = Path(growth.__file__).parent
-    documents = [msgspec.json.decode((folder / "growth-5m.json").read_bytes())]
+    documents = [msgspec.json.decode((folder / "growth-10m.json").read_bytes())]
 
     assert (folder / "growth.svg").read_text() == f"{growth.drawn(documents)}\n"
 

@@ -1,6 +1,6 @@
 """Draws how each rate changed while the inbox grew, from the output of full runs with ``--json``.
 
-    python -m deploy.bench.growth growth-5m.json [FILE…] >growth.svg
+    python -m deploy.bench.growth growth-10m.json [FILE…] >growth.svg
 
 Each file is a run to another size; a line begins at 1.0, with the short history of its run.
 """

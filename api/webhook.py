@@ -95,16 +95,17 @@ class Webhook:
             return
         size = 0
         try:
-            header = headers.get(b"stripe-signature")
-            claim = self._claim(header)
-            body = await self._read(headers, receive)
-            closing, size = (), len(body)
-            answer = self._accept(await self._recorder.record(self._judge(body, claim, header)))
-        except Exception as error:  # noqa: BLE001 - each is answered
-            answer = self._decline(error)
-        try:
+            try:
+                header = headers.get(b"stripe-signature")
+                claim = self._claim(header)
+                body = await self._read(headers, receive)
+                closing, size = (), len(body)
+                answer = self._accept(await self._recorder.record(self._judge(body, claim, header)))
+            except Exception as error:  # noqa: BLE001 - each is answered
+                answer = self._decline(error)
             await _send(send, answer, closing)
         finally:
+            # Also when the task is cancelled while it waits.
             self._room.give_back(size)
 
     def take(self, header: bytes | None, body: bytes, answer: Callable[[Answer], None]) -> None:

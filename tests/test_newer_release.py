@@ -10,7 +10,7 @@ SEEDS = range(200, 212)
 
 
 def test_columns_of_a_newer_release(engine: Engine, database_url: str) -> None:
-    """Columns that a newer release adds end no transaction of a worker whose statements are prepared by then."""
+    """Columns that a newer release adds end no transaction of a worker that has prepared its statements."""
     worker = database.engine(database_url, connections_max=1)
     ended: list[str] = []
     event.listen(worker, "rollback", lambda _: ended.append("rolled back"))

@@ -395,7 +395,7 @@ def test_a_plan_reckons_with_what_settles(engine: Engine, tmp_path: Path, reques
     cases |= {name: case.events for name, case in test_parts_of_notes.CASES.items()}
     for number, (name, events) in enumerate(cases.items()):
         sent = test_settling.bodies(events, str(number))
-        # By chance, and once by halves, which have each kind of change among them whatever the seed is.
+        # By chance, and in halves. The halves have each kind of change, so the seed cannot make the test fail.
         for way, known in (
             ("chance", chance.sample(sent, chance.randint(0, len(sent)))),
             ("half", sent[: len(sent) // 2]),

@@ -107,7 +107,7 @@ def test_chunks_in_one_read(web: Web, tasks: list[str]) -> None:
 
 
 def test_refused_by_its_header(web: Web) -> None:
-    """A delivery whose header is refused is answered as one whose body was not read, and counted once."""
+    """A delivery with a bad header is answered before its body is read, and counted once."""
     before = web.counters().get("signature_malformed", 0)
     answer = web.send_raw(delivery(event(), header=b"hello")).answer()
 

@@ -1,6 +1,6 @@
 """Everything random in the sandbox: seeded ids in Stripe's layouts, and invented buyers.
 
-Stripe says nothing of what an id holds, and nothing of ours may read it. But how ids lie in an index decides what a
+Stripe does not document what an id contains, so no code of ours may read it. But how ids lie in an index decides what a
 write costs, so the sandbox's lie as Stripe's do. In every published example with its moment, most ids begin with the
 second in which the object was made, and short ones with the minute, both in base 62 since one moment of 2012:
 ``evt_1NG8Du2eZvKYlo2CUI79vXWy`` was created at 1686089970 (https://docs.stripe.com/api/events/object),
@@ -57,7 +57,7 @@ _EPOCH: Final = 1_342_389_380
 """What ids count from, in Unix seconds; from the examples above."""
 _ID_LENGTH: Final = 24
 _OWN_LENGTH: Final = 8
-"""The characters at an id's end that say nothing: all that a PaymentIntent and its charges do not share."""
+"""Random characters at an id's end. A PaymentIntent and its charges share the characters before them."""
 
 
 def _in_base_62(number: int, length: int) -> str:
@@ -94,7 +94,7 @@ class Chance:
         return f"pi_3{self._made()}{self.token(23)[-_OWN_LENGTH:]}"
 
     def id_beside(self, prefix: str, other: str | None) -> str:
-        """Return the id of what belongs to the object with the id *other*, whose beginning a PaymentIntent decides."""
+        """Return an id that begins as *other* does if *other* is of a PaymentIntent, and else a new one."""
         own = self.id(prefix)
         stem = (other or "").partition("_")[2]
         is_of_an_intent = stem.startswith("3") and len(stem) == _ID_LENGTH

@@ -167,7 +167,7 @@ def _in_doubt(cursor: Cursor, at_rest: Collection[Subject]) -> set[Subject]:
 def _mentioned(cursor: Cursor, without_rows: Iterable[Subject]) -> set[Subject]:
     """Return those of the subjects *without_rows* that events of other objects may have facts about.
 
-    Only subjects are asked about whose rows are always folded from all their events.
+    Only subjects of tables without ``keeps_all`` and without a leader are looked up.
     """
     asked = [each for each in without_rows if not (spec := folds.ROW_SPECS[each.table]).keeps_all and not spec.leader]
     if not asked:

@@ -43,7 +43,7 @@ ENDINGS_MAX: Final = 64
 """Ends of one second that are examined, because a circle of hundreds of states may end in any of them. With more events
 than this fewer ends are examined, but never fewer than ``COURSES_MAX``."""
 PLAIN_STEPS_MAX: Final = 16
-"""Events of a second whose states are compared with each other. Of more events they are hashed."""
+"""Up to this many events of a second, states are compared with each other. Beyond it they are hashed."""
 CHAIN_STEPS_MAX: Final = 64
 """Steps of a second that are ordered, counted from the end. Earlier steps of the same second cannot affect the row,
 unless sixty-four later ones all lack a key that they carry."""

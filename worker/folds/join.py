@@ -59,7 +59,8 @@ class RowSpec:
     row before; otherwise on none. ``clock_rank`` is the rank of our clock's events, and ``clock_moment`` the moment
     that counts only while such an event decides. ``prefer`` ranks the last states where the events leave several
     possible. ``keeps_all`` is false where the row does not keep all that ``infer`` needs. Such a row is always folded
-    from all its events, and the values that have no column are dropped at the end.
+    from all its events, a new one from its batch if that has all, and the values that have no column are dropped at the
+    end.
 
     ``child`` is a table with rows that belong to this one's, by the columns ``child_key``. ``child_of`` returns the
     child of a step, twins left out. Where it is None, the children are the parts of the last step that lists parts.
@@ -282,9 +283,8 @@ def _children(spec: RowSpec, steps: Sequence[Facts]) -> tuple[Row, ...]:
 
 
 def _empty(spec: RowSpec, subject: Subject) -> Row:
-    row: Row = {**spec.empty, "account": subject.account, "livemode": subject.livemode, spec.key[0]: subject.id}
-    if subject.currency:
-        row[spec.key[1]] = subject.currency
+    row: Row = {**spec.empty, "account": subject.account, "livemode": subject.livemode}
+    row.update(zip(spec.key, subject.key, strict=True))
     return row
 
 

@@ -493,7 +493,7 @@ def _judge_range(bounds: tuple[int, int]) -> dict[str, Path]:
     return {**outcomes.written(), **mentions.written(), **anomalies.written()}
 
 
-# Payloads that no fold reads stay where they are; only copies of one event are compared whatever its type is.
+# Payloads that no fold reads stay where they are; only copies of one event are compared, of any type.
 _COLUMNS: Final = """
 i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id,
 CASE WHEN i.type = ANY (%(read)s::text[]) OR i.seq = ANY (%(copied)s::bigint[]) THEN b.payload ELSE '' END, i.source

@@ -1,7 +1,6 @@
 """Databases that tests make for themselves."""
 
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -10,22 +9,10 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-DROP_SECONDS_MAX: Final = 30
+from deploy.local.databases import drop_database
+
 TEMPLATE_VARIABLE: Final = "PAYFOLD_TEST_TEMPLATE"
 """Names a migrated database from which tests copy theirs, so that a run of few tests need not migrate one."""
-
-
-def drop(connection: "psycopg.Connection[tuple[object, ...]]", name: str) -> None:
-    """Drop a database and end its sessions; wait for the server's own vacuum, which only a superuser may end."""
-    deadline = time.monotonic() + DROP_SECONDS_MAX
-    while True:
-        try:
-            connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-        except psycopg.errors.InsufficientPrivilege:
-            if time.monotonic() > deadline:
-                raise
-        else:
-            return
 
 
 @contextmanager
@@ -40,7 +27,7 @@ def copied(server_url: str, template: str, prefix: str = "payfold_test") -> Iter
         yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
     finally:
         with psycopg.connect(server_url, autocommit=True) as connection:
-            drop(connection, name)
+            drop_database(connection, name)
 
 
 @contextmanager
@@ -55,4 +42,4 @@ def migrated(server_url: str) -> Iterator[str]:
             upgrade(urlsplit(server_url)._replace(path=f"/{name}").geturl())
             yield name
         finally:
-            drop(connection, name)
+            drop_database(connection, name)

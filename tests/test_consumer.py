@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from deploy.local.databases import drop_database
 from deploy.local.services import Services
 from tests.command import ROOT, environment
-from tests.databases import drop
 from tests.waiting import WAITS_FOR_A_LOCK, until
 from tests.web import TOKENS, Web, serving, settings_of
 
@@ -128,7 +128,7 @@ def shop(services: Services, database_url: str, redis_url: str, tmp_path: Path) 
                 made.sell()
                 made.connection.close()
         finally:
-            drop(server, name)
+            drop_database(server, name)
 
 
 def test_each_payment_is_acted_on_once(shop: Shop) -> None:

@@ -29,6 +29,7 @@ from deploy.doctor.reading import Reading
 from deploy.doctor.redis import Engine as RedisEngine
 from deploy.doctor.redis import Memory
 from deploy.endpoints import PATH
+from deploy.local.databases import drop_database
 from deploy.local.valkey import Valkey
 from deploy.sandbox.account import Account
 from deploy.sandbox.http_api import StripeApi as SandboxApi
@@ -39,7 +40,6 @@ from schemas.observations import World
 from schemas.settings import Settings
 from tests import ledger
 from tests.command import Ran, python
-from tests.databases import drop
 from tests.faults import Proxy
 from tests.test_status import beat_all
 from tests.waiting import until
@@ -363,7 +363,7 @@ def empty_database(url: str, encoding: str) -> Iterator[str]:
         try:
             yield urlsplit(url)._replace(path=f"/{name}").geturl()
         finally:
-            drop(connection, name)
+            drop_database(connection, name)
 
 
 def test_migrations_and_encoding(deployment: Deployment) -> None:

@@ -16,17 +16,17 @@ import msgspec
 import pytest
 import stripe
 from msgspec.structs import replace
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, select, text
 
 from deploy import output
+from deploy.local.services import Services
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
 from schemas import database, inbox, tables
 from schemas.inbox import RECORD_ROWS_MAX
-from tests import ledger, test_parts_of_notes, test_settling, waiting
+from tests import databases, ledger, test_parts_of_notes, test_settling, waiting
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
 from worker import folds
@@ -45,15 +45,10 @@ NOTHING = LogFilters()
 
 
 @pytest.fixture
-def other_url(database_url: str) -> Iterator[str]:
+def other_url(services: Services, template_database: str) -> Iterator[str]:
     """Return the URL of another database without an event."""
-    name = conninfo_to_dict(database_url)["dbname"]
-    opened = database.engine(database_url.replace(f"/{name}", "/postgres"))
-    with opened.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name}_other TEMPLATE {name}"))
-        yield database_url.replace(f"/{name}", f"/{name}_other")
-        connection.execute(text(f"DROP DATABASE {name}_other WITH (FORCE)"))
-    opened.dispose()
+    with databases.copied(services.database_url, template_database) as url:
+        yield url
 
 
 def log(path: Path, events: Iterable[Event], *more: bytes) -> str:

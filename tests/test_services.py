@@ -20,6 +20,7 @@ from deploy.local.postgres import RUN_AS_WAYS, Postgres, cache_megabytes, wal_me
 from deploy.local.server import first_binary
 from deploy.local.services import Services, embedded_services, running_services
 from deploy.local.valkey import Valkey
+from tests.command import ROOT
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -357,3 +358,14 @@ def test_pages_are_kept_in_a_share_of_the_memory(gigabytes: float, megabytes: in
 def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
     """Checkpoints are as rare as the disk allows, and never more frequent than PostgreSQL makes them by itself."""
     assert wal_megabytes(gigabytes * 1024**3) == megabytes
+
+
+def test_databases_are_dropped_in_one_way() -> None:
+    """Only there is a vacuum waited for that has begun in them."""
+    dropping = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("api", "deploy", "schemas", "tests", "worker")
+        for path in (ROOT / folder).rglob("*.py")
+        if '"DROP ' + "DATABASE" in path.read_text()
+    ]
+    assert dropping == ["deploy/local/databases.py"]

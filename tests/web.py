@@ -22,12 +22,13 @@ from psycopg.sql import SQL, Identifier
 
 from api import app
 from api.__main__ import BoundedHttp, server_options
+from deploy.local.databases import drop_database
 from deploy.local.services import Services
 from deploy.sandbox.signing import sign
 from schemas.broker import FOLD_QUEUE
 from schemas.migrate import upgrade
 from schemas.settings import Settings
-from tests.databases import TEMPLATE_VARIABLE, drop
+from tests.databases import TEMPLATE_VARIABLE
 from tests.waiting import until
 
 SECRET: Final = "whsec_test"
@@ -187,7 +188,7 @@ def migrated_database(services: Services) -> Iterator[str]:
         yield database_url
     finally:
         with psycopg.connect(services.database_url, autocommit=True) as connection:
-            drop(connection, name)
+            drop_database(connection, name)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sqlalchemy import Engine, text
 
 from deploy.bench import apart
 from deploy.bench.errors import BenchError
+from deploy.local.databases import drop_database
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.processes import RELEASE, Processes, read_procfile
 from deploy.local.services import Services, embedded_services
@@ -72,7 +73,8 @@ class Site:
                 made.close()
         finally:
             if not is_kept:
-                self._drop(name)
+                with psycopg.connect(self.services.database_url, autocommit=True) as connection:
+                    drop_database(connection, name)
 
     def _broker(self) -> str:
         """Return the URL of an empty broker."""
@@ -80,16 +82,6 @@ class Site:
         with broker.redis(Settings.load({"REDIS_URL": url})) as client:
             client.flushdb()
         return url
-
-    def _drop(self, name: str) -> None:
-        with psycopg.connect(self.services.database_url, autocommit=True) as connection:
-            for _ in range(300):
-                try:
-                    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-                except psycopg.errors.InsufficientPrivilege:
-                    time.sleep(0.1)  # the server's own vacuum is in it, which only a superuser may end
-                else:
-                    return
 
 
 @contextmanager
@@ -108,7 +100,7 @@ def _drop_leftovers(database_url: str) -> None:
             "SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (PREFIX,)
         ).fetchall()
         for (name,) in left:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            drop_database(connection, name)
 
 
 def _at(url: str, path: str) -> str:

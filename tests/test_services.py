@@ -354,7 +354,7 @@ def test_pages_are_kept_in_a_share_of_the_memory(gigabytes: float, megabytes: in
     assert cache_megabytes(int(gigabytes * 1024**3)) == megabytes
 
 
-@pytest.mark.parametrize(("gigabytes", "megabytes"), [(1, 1024), (16, 1024), (32, 2048), (500, 4096)])
+@pytest.mark.parametrize(("gigabytes", "megabytes"), [(1, 1024), (4, 1024), (12, 3072), (500, 8192)])
 def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
     """Checkpoints are as rare as the disk allows, and never more frequent than PostgreSQL makes them by itself."""
     assert wal_megabytes(gigabytes * 1024**3) == megabytes

@@ -1,15 +1,19 @@
 """Deliveries that come in one read need no task of the server, and are answered as those that come in several."""
 
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from api.__main__ import BoundedHttp
+from tests.test_webhook import process
 from tests.waiting import WAITS_FOR_A_LOCK, until
-from tests.web import Web, event, serving, settings_of, signed
+from tests.web import Raw, Web, environment_of, event, serving, settings_of, signed
 
 RECEIVED = b'{"received":true}'
 CLOSE = b"Connection: close"
@@ -176,3 +180,32 @@ def test_gone(web: Web) -> None:
     assert web.send_raw(delivery(event(2), CLOSE)).answer().endswith(RECEIVED)
 
     assert web.inbox() == ["evt_1", "evt_2"]
+
+
+def test_answered_in_time(database_url: str, redis_url: str) -> None:
+    """A delivery that cannot be recorded in time is postponed, and the room it took is free again."""
+    with serving(settings_of(database_url, redis_url), answer_seconds_max=0.5) as web:
+        with held(web):
+            answer = web.send_raw(delivery(event(1), CLOSE)).answer()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in answer
+        assert web.counters()["postponed"] == 1
+        until(lambda: web.send_raw(delivery(event(2), CLOSE)).answer().endswith(RECEIVED))
+
+
+def test_stopped(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    """After SIGTERM the process still answers a delivery that waits for its commit, and closes its connection."""
+    libpq = settings_of(database_url, redis_url).libpq
+    with closing(psycopg.connect(libpq)) as blocker, closing(psycopg.connect(libpq, autocommit=True)) as observer:
+        with process(environment_of(database_url, redis_url), tmp_path / "log") as base_url:
+            # PostgreSQL ends the session that holds the lock, some time after the signal.
+            blocker.execute("SET idle_in_transaction_session_timeout = '3s'")
+            blocker.execute("LOCK TABLE inbox IN ACCESS EXCLUSIVE MODE")
+            raw = Raw(socket.create_connection(("127.0.0.1", urlsplit(base_url).port or 0), timeout=20))
+            raw.connection.sendall(delivery(event()))
+            until(lambda: observer.execute(WAITS_FOR_A_LOCK).fetchall())
+        answer = raw.answer()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(RECEIVED)
+    assert b"\r\nconnection: close\r\n" in answer

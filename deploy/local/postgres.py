@@ -18,9 +18,9 @@ from deploy.local.private_files import kept_password
 from deploy.local.server import Server, first_binary, in_wheel, on_path, plain_environment
 
 NOBODY: Final = 65534
-WAL_MEGABYTES: Final = (1024, 4096)
+WAL_MEGABYTES: Final = (1024, 8192)
 """Least and most log to write between two checkpoints; the least is PostgreSQL's default."""
-WAL_SHARE: Final = 16
+WAL_SHARE: Final = 4
 """The log may take one part in this many of the disk's free space."""
 CHECKPOINT_MINUTES: Final = 30
 """Longest time between two checkpoints; after a crash, the log since the last one is read again."""

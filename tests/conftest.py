@@ -7,8 +7,9 @@ number 1 on are flushed), else embedded ones, started at first use and once for 
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +33,8 @@ pytest.register_assert_rewrite("tests.literals")
 os.environ["PAYFOLD_DATA_DIR"] = "no-such-folder"
 os.environ.pop("PAYFOLD_ENV_FILE", None)
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - the folder made there is private
+MEMORY_BYTES_MIN = 4_000_000_000
 SERVICES = pytest.StashKey[Services]()
 SEED_OPTION = "hypothesis_seed"
 
@@ -92,11 +95,19 @@ def _services_of(config: pytest.Config) -> Services:
 
 
 def _start(running: ExitStack) -> Services:
-    folder = Path(running.enter_context(TemporaryDirectory(prefix="payfold-tests-")))
+    folder = running.enter_context(_server_folder())
     return Services(
         os.environ.get("DATABASE_URL") or running.enter_context(_postgres_in(folder)).url,
         os.environ.get("REDIS_URL") or running.enter_context(_valkey_in(folder)).url,
     )
+
+
+@contextmanager
+def _server_folder() -> Iterator[Path]:
+    """Make a folder for a server, in memory where that has room: most tests make and drop a database of 300 files."""
+    in_memory = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN else None
+    with TemporaryDirectory(prefix="payfold-tests-", dir=in_memory) as folder:
+        yield Path(folder)
 
 
 def _postgres_in(folder: Path) -> Postgres:
@@ -182,9 +193,12 @@ def valkey_bin() -> Path | None:
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path, postgres_bin: Path | None) -> Iterator[Postgres]:
+def own_postgres(postgres_bin: Path | None) -> Iterator[Postgres]:
     """Return a running PostgreSQL that the test may stop, kill and restart."""
-    with Postgres(tmp_path / "postgres", durable=False, postgres_bin=postgres_bin) as server:
+    with (
+        _server_folder() as folder,
+        Postgres(folder / "postgres", durable=False, postgres_bin=postgres_bin) as server,
+    ):
         yield server
 
 

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
 import pytest
 import redis
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Identifier
 from sqlalchemy import Engine
 
 from api import app as web_application
@@ -354,12 +355,11 @@ def test_nothing_is_changed(deployment: Deployment) -> None:
 
 
 @contextmanager
-def empty_database(url: str, encoding: str) -> Iterator[str]:
-    """Make an empty database in an *encoding*, and yield its URL."""
+def empty_database(url: str, options: LiteralString) -> Iterator[str]:
+    """Make an empty database with *options*, and yield its URL."""
     name = f"payfold_test_{secrets.token_hex(4)}"
-    create = SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE 'C'")
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(create.format(Identifier(name), Literal(encoding)))
+        connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0 {}").format(Identifier(name), SQL(options)))
         try:
             yield urlsplit(url)._replace(path=f"/{name}").geturl()
         finally:
@@ -368,7 +368,7 @@ def empty_database(url: str, encoding: str) -> Iterator[str]:
 
 def test_migrations_and_encoding(deployment: Deployment) -> None:
     """An empty database has every migration pending, which is exit 4; one in LATIN1 cannot hold every name."""
-    with empty_database(deployment.environment["DATABASE_URL"], "LATIN1") as url:
+    with empty_database(deployment.environment["DATABASE_URL"], "ENCODING LATIN1 LOCALE 'C'") as url:
         ran = deployment.doctor("--format", "json", DATABASE_URL=url)
 
     rows = {row["check"]: row for row in ran.json}
@@ -378,6 +378,18 @@ def test_migrations_and_encoding(deployment: Deployment) -> None:
     assert rows["migrations"]["fix"].endswith("\n  payfold migrate up")
     assert rows["database"]["found"] == "the database's encoding is LATIN1, and names of buyers need UTF8"
     assert rows["webhooks"]["found"] == "not looked at: migrations are pending"
+
+
+def test_another_order_of_text(deployment: Deployment) -> None:
+    """A database that was made with another version of the machine's order of text has indexes that may be wrong."""
+    options: LiteralString = "ENCODING UTF8 LOCALE 'C.UTF-8' COLLATION_VERSION '1.0'"
+    with empty_database(deployment.environment["DATABASE_URL"], options) as url:
+        ran = deployment.doctor("--format", "json", DATABASE_URL=url)
+
+    found = {row["check"]: row for row in ran.json}["database"]
+    assert found["level"] == "fault"
+    assert "the database was made with 1.0, so an index may miss rows" in found["found"]
+    assert commands(found["fix"]) == ["REINDEX DATABASE;", "ALTER DATABASE … REFRESH COLLATION VERSION;"]
 
 
 def commands(fix: str) -> list[str]:

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from msgspec.structs import replace
 from sqlalchemy import Engine, select, text
 
 from deploy import output
-from deploy.local.services import Services
 from deploy.sandbox.account import Account, Event
 from deploy.sandbox.history import shop_history
 from deploy.sandbox.rendering import render, twin
 from deploy.sandbox.signing import sign
 from schemas import database, inbox, tables
 from schemas.inbox import RECORD_ROWS_MAX
-from tests import databases, ledger, test_parts_of_notes, test_settling, waiting
+from tests import ledger, test_parts_of_notes, test_settling, waiting
 from tests.command import environment, payfold, started
 from tests.histories import bodies_of
 from worker import folds
@@ -42,13 +41,6 @@ from worker.proof.digest import digests
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SHOP = shop_history(3, 20)
 NOTHING = LogFilters()
-
-
-@pytest.fixture
-def other_url(services: Services, template_database: str) -> Iterator[str]:
-    """Return the URL of another database without an event."""
-    with databases.copied(services.database_url, template_database) as url:
-        yield url
 
 
 def log(path: Path, events: Iterable[Event], *more: bytes) -> str:
@@ -165,10 +157,10 @@ def test_many_files(engine: Engine, tmp_path: Path) -> None:
     assert held == {session: SHOP.expected_status(session) for session in held}
 
 
-def test_folding_in_a_second_process(engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_folding_in_a_second_process(engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """With a backlog a second process folds during the recording; the tables are the same, and the process ends."""
     path = log(tmp_path / "log", shop_history(seed=8, orders=400, money=True).events, *MIXED)
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     alone = replay(other, Reading([path], NOW))
 
     at_work: list[int] = []
@@ -184,12 +176,12 @@ def test_folding_in_a_second_process(engine: Engine, other_url: str, tmp_path: P
 
 
 def test_a_killed_command_goes_on_when_run_again(
-    database_url: str, engine: Engine, other_url: str, tmp_path: Path
+    database_url: str, engine: Engine, another_database_url: str, tmp_path: Path
 ) -> None:
     """A command that is killed while its fold process folds loses nothing and announces nothing twice."""
     path = log(tmp_path / "log", shop_history(seed=8, orders=2_500, money=True).events)
-    other = database.engine(other_url)
-    whole = payfold("replay", path, "--format", "json", DATABASE_URL=other_url).json
+    other = database.engine(another_database_url)
+    whole = payfold("replay", path, "--format", "json", DATABASE_URL=another_database_url).json
     out, err = tmp_path / "out", tmp_path / "err"
 
     with started("replay", path, stdout=out, stderr=err, DATABASE_URL=database_url):
@@ -244,9 +236,9 @@ def operators_observation(engine: Engine, tmp_path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("known", ["nothing", "some", "all"])
-def test_dry_run(engine: Engine, other_url: str, tmp_path: Path, known: str) -> None:
+def test_dry_run(engine: Engine, another_database_url: str, tmp_path: Path, known: str) -> None:
     """A dry run writes nothing, and foresees the run's counts, with duplicates over a thousand lines apart too."""
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     word = operators_observation(other, tmp_path)
     other.dispose()
     events = shop_history(5, 1000).events[::-1]
@@ -265,9 +257,9 @@ def test_dry_run(engine: Engine, other_url: str, tmp_path: Path, known: str) -> 
     assert foreseen["ignored"] == 2
 
 
-def test_dry_run_of_an_ignored_event(engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_dry_run_of_an_ignored_event(engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """An event that an operator's observation in the inbox ignores is foreseen as ignored."""
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     met(engine, log(tmp_path / "word", [], operators_observation(other, tmp_path)))
     other.dispose()
     path = log(tmp_path / "log", [], MIXED[1])
@@ -538,10 +530,10 @@ def announced(engine: Engine) -> list[tuple[Any, ...]]:
     return _of(engine, "SELECT kind, subject_id, event_id FROM changes WHERE withheld IS NULL ORDER BY seq")
 
 
-def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_no_announce(database_url: str, engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """A first import may withhold its changes from the feed; it counts them, and the tables are the same."""
     path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     met(other, path)
     kinds = dict(_of(other, "SELECT kind, count(*) FROM changes GROUP BY kind"))
 
@@ -553,9 +545,11 @@ def test_no_announce(database_url: str, engine: Engine, other_url: str, tmp_path
     other.dispose()
 
 
-def test_a_silent_import_of_an_event_that_cannot_be_folded(engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_a_silent_import_of_an_event_that_cannot_be_folded(
+    engine: Engine, another_database_url: str, tmp_path: Path
+) -> None:
     """A silent import parks only the event of a row that PostgreSQL refuses, and announces nothing."""
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     for one in (engine, other):
         with database.transaction(one) as connection:
             connection.execute(text("ALTER TABLE orders ADD CHECK (amount_total < 9000)"))
@@ -634,10 +628,10 @@ def test_a_fault_during_a_silent_import_announces_nothing(engine: Engine, tmp_pa
 # ---- Folded by others ----
 
 
-def test_record_only(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_record_only(database_url: str, engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """With --record-only any number of workers fold, and the command ends when they are done, with their outcomes."""
     path = log(tmp_path / "log", SHOP.events, *MIXED[:2])
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     foreseen = met(other, path)
     output = tmp_path / "out"
     with started(
@@ -720,22 +714,24 @@ FROM events ORDER BY account, livemode, id
 
 
 @pytest.mark.parametrize("ending", ["ndjson", "gz", "zst", "log"])
-def test_export_and_replay(engine: Engine, database_url: str, other_url: str, tmp_path: Path, ending: str) -> None:
+def test_export_and_replay(
+    engine: Engine, database_url: str, another_database_url: str, tmp_path: Path, ending: str
+) -> None:
     """An export replayed into an empty database gives the same digest, and each event as it was recorded."""
     lived_in(engine)
     path = str(tmp_path / f"events.{ending}")
 
     exported = payfold("events", "export", "--output", path, DATABASE_URL=database_url)
-    replayed = payfold("replay", path, "--format", "json", DATABASE_URL=other_url)
+    replayed = payfold("replay", path, "--format", "json", DATABASE_URL=another_database_url)
 
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     assert (exported.code, exported.out) == (0, "")
     assert (replayed.code, replayed.json["parked"]) == (1, 1)
     assert replayed.json["new"] == len(rows(engine, "inbox")) == replayed.json["seen"]
     assert digests(other) == digests(engine)
     assert _of(other, KEPT) == _of(engine, KEPT)
     assert sum(len(row[9]) for row in _of(other, KEPT)) > 0
-    assert payfold("digest", DATABASE_URL=other_url).out == payfold("digest", DATABASE_URL=database_url).out
+    assert payfold("digest", DATABASE_URL=another_database_url).out == payfold("digest", DATABASE_URL=database_url).out
     other.dispose()
 
 
@@ -751,13 +747,15 @@ def test_hash_of_the_original(engine: Engine, tmp_path: Path) -> None:
     assert all(hashlib.sha256(bytes(row[8])).hexdigest() != row[10] for row in blanked)
 
 
-def test_export_through_pipes(database_url: str, engine: Engine, other_url: str) -> None:
+def test_export_through_pipes(database_url: str, engine: Engine, another_database_url: str) -> None:
     """An export to stdout can be compressed in a pipe and replayed from stdin."""
     lived_in(engine)
     exported = payfold("events", "export", "--plain", DATABASE_URL=database_url).out.encode()
 
-    first = payfold("replay", "-", "--format", "json", stdin=gzip.compress(exported), DATABASE_URL=other_url)
-    second = payfold("replay", "-", "--format", "json", stdin=zstd.compress(exported), DATABASE_URL=other_url)
+    first = payfold("replay", "-", "--format", "json", stdin=gzip.compress(exported), DATABASE_URL=another_database_url)
+    second = payfold(
+        "replay", "-", "--format", "json", stdin=zstd.compress(exported), DATABASE_URL=another_database_url
+    )
 
     assert (first.code, first.json["parked"], second.code) == (1, 1, 0)
     assert first.json["new"] == second.json["duplicate"] == exported.count(b"\n")
@@ -779,13 +777,13 @@ def test_export_is_compressed_and_stable(database_url: str, engine: Engine, tmp_
         assert zstd.decompress(one) == plain
 
 
-def test_exported_signature(engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_exported_signature(engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """The secret verifies a delivery by its line in an export, and in an export after a replay of the first."""
     event = next(e for e in SHOP.events if e.type == "payment_link.created")
     header = sign(event.body, "whsec_test", event.created)
     ledger.record(engine, [replace(ledger.delivery(event.body), signature=header)])
     (tmp_path / "log").write_bytes(b"".join(export(engine, filters=NOTHING)))
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     met(other, str(tmp_path / "log"))
 
     (line,) = map(msgspec.json.decode, export(other, filters=NOTHING))
@@ -827,9 +825,9 @@ def test_command(database_url: str, engine: Engine, tmp_path: Path) -> None:
     assert len(rows(engine, "inbox")) == 8
 
 
-def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str, tmp_path: Path) -> None:
+def test_why_events_are_parked(database_url: str, engine: Engine, another_database_url: str, tmp_path: Path) -> None:
     """Parked events are listed by cause, with a count, an example and a command, also as JSON, with exit 1."""
-    other = database.engine(other_url)
+    other = database.engine(another_database_url)
     for one in (engine, other):
         with database.transaction(one) as connection:
             connection.execute(text("ALTER TABLE payment_links ADD CHECK (url <> 'refused')"))
@@ -839,7 +837,7 @@ def test_why_events_are_parked(database_url: str, engine: Engine, other_url: str
     path = log(tmp_path / "log", SHOP.events[:2], *parked, odd(id="evt_refused", data={"object": refused}))
 
     table = payfold("replay", path, DATABASE_URL=database_url)
-    as_json = payfold("replay", path, "--format", "json", DATABASE_URL=other_url)
+    as_json = payfold("replay", path, "--format", "json", DATABASE_URL=another_database_url)
 
     rows_of = ledger.rows(
         engine,

@@ -360,6 +360,17 @@ def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
     assert wal_megabytes(gigabytes * 1024**3) == megabytes
 
 
+_COLLATE = "SELECT datcollate FROM pg_database WHERE datname = current_database()"
+
+
+def test_text_is_ordered_by_its_bytes(own_postgres: Postgres) -> None:
+    """No update of the machine's locales changes an index; letters beyond ASCII have a lower case all the same."""
+    with psycopg.connect(own_postgres.url) as connection:
+        assert connection.execute(_COLLATE).fetchone() == ("C",)
+        ordered = connection.execute("SELECT array_agg(t ORDER BY t), lower('É') FROM unnest('{b,B,é,z}'::text[]) AS t")
+        assert ordered.fetchone() == (["B", "b", "z", "é"], "é")
+
+
 def test_databases_are_dropped_in_one_way() -> None:
     """Only there is a vacuum waited for that has begun in them."""
     dropping = [

@@ -65,6 +65,16 @@ def database(server: Server) -> Iterator[Finding]:
             "Make another database, and name it in DATABASE_URL:\n"
             "  createdb --encoding=UTF8 --template=template0 payfold",
         )
+    made, now = server.collation
+    if made is not None and made != now:
+        yield fault(
+            DATABASE,
+            f"the machine's order of text is of version {now or 'none'}, and the database was made with {made}, so an"
+            " index may miss rows that are there",
+            "Build the indexes again while Payfold is stopped, then accept the new version; in psql:\n"
+            "  REINDEX DATABASE;\n"
+            "  ALTER DATABASE … REFRESH COLLATION VERSION;",
+        )
     if server.takes_no_writes:
         yield fault(
             DATABASE,

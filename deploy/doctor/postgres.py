@@ -28,7 +28,11 @@ TEST_DELIVERY: Final = "payfold_doctor.test_delivery"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server and this session. *ahead_seconds* is this machine's clock less the server's."""
+    """The server and this session. *ahead_seconds* is this machine's clock less the server's.
+
+    *collation* has the versions of the order of text: that with which the database was made, and today's. None for an
+    order that has no versions, as that of bytes.
+    """
 
     version_num: int
     version: str
@@ -37,6 +41,7 @@ class Server:
     is_pooled: bool
     milliseconds: float
     ahead_seconds: float
+    collation: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +164,30 @@ def _one(cursor: Cursor, statement: str, values: Mapping[str, object] | None = N
 
 _SERVER: Final = """
 SELECT current_setting('server_version_num')::int, current_setting('server_version'),
-    current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean
+    current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
+    datcollversion, pg_database_collation_actual_version(oid)
+FROM pg_database WHERE datname = current_database()
 """
 
 
 def _server(engine: Engine) -> Server:
     def read(cursor: Cursor) -> Server:
-        version_num, version, encoding, takes_no_writes = _one(cursor, _SERVER)
+        version_num, version, encoding, takes_no_writes, *collation = _one(cursor, _SERVER)
         before, began = time.time(), time.monotonic()
         (now,) = _one(cursor, "SELECT extract(epoch FROM clock_timestamp())::float8")
         duration = time.monotonic() - began
         is_pooled = not database.is_direct(cursor.connection)
         ahead = before + duration / 2 - now
         return Server(
-            version_num, version.split()[0], encoding, takes_no_writes, is_pooled, duration * 1000, ahead
-        )  # fmt: skip
+            version_num,
+            version.split()[0],
+            encoding,
+            takes_no_writes,
+            is_pooled,
+            duration * 1000,
+            ahead,
+            (collation[0], collation[1]),
+        )
 
     return _within(engine, read)
 

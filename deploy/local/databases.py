@@ -14,10 +14,8 @@ def drop_database(connection: "psycopg.Connection[Any]", name: str) -> None:
 
     PostgreSQL refuses while its own vacuum is in it, which only a superuser may end; then it is tried again.
 
-    Raises
-    ------
-    psycopg.errors.InsufficientPrivilege
-        It was refused for DROP_SECONDS_MAX.
+    Raises:
+        psycopg.errors.InsufficientPrivilege: it was refused for DROP_SECONDS_MAX.
     """
     deadline = time.monotonic() + DROP_SECONDS_MAX
     statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))

@@ -129,8 +129,10 @@ class Postgres(Server):
         draft.rename(self._working_folder)
 
     def _initdb_options(self) -> list[str]:
-        # C.UTF-8, since the wheel has no ICU, and orders text alike on every machine.
-        options = ["--username=postgres", "--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]
+        # Text is ordered by its bytes: alike on every machine, and without the C library, whose order an update may
+        # change, so that indexes are wrong. Its letters are Unicode's; the wheel has no ICU.
+        locale = ("--locale=C.UTF-8", "--lc-collate=C")
+        options = ["--username=postgres", "--auth=reject", "--encoding=UTF8", *locale, "--no-instructions"]
         return options if self._durable else [*options, "--no-sync"]
 
     def _roles(self) -> str:

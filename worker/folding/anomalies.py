@@ -31,7 +31,10 @@ def note_anomalies(cursor: Cursor, saved: Saved, now: datetime) -> None:
         """
         SELECT a.account, a.livemode, a.subject, a.subject_id, a.id, a.kind
         FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[])) AS k (account, livemode, subject_id)
-        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
         """,
         (*world_arrays([*touched.values()]), text_array([subject_id for *_, subject_id in touched])),
     )
@@ -92,7 +95,10 @@ def note_contradictions(cursor: Cursor, claimed: Sequence[Claimed], now: datetim
         """
         SELECT a.account, a.livemode, a.id
         FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, subject_id)
-        JOIN anomalies AS a USING (account, livemode, subject_id) WHERE a.resolved_at IS NULL AND a.subject = 'event'
+        CROSS JOIN LATERAL (
+            SELECT * FROM anomalies AS a WHERE a.resolved_at IS NULL AND a.subject = 'event'
+                AND (a.account, a.livemode, a.subject_id) = (k.account, k.livemode, k.subject_id) OFFSET 0
+        ) AS a
         """,
         id_arrays(events),
     )

@@ -224,12 +224,19 @@ def facts_of(
         WITH k AS (
             SELECT DISTINCT * FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
         ), wanted AS (
-            SELECT i.seq FROM k JOIN inbox AS i USING (account, livemode, object_id)
+            SELECT i.seq FROM k CROSS JOIN LATERAL (
+                SELECT seq FROM inbox AS i
+                WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.object_id) OFFSET 0
+            ) AS i
             UNION
-            SELECT m.seq FROM k JOIN mentions AS m USING (account, livemode, object_id)
+            SELECT m.seq FROM k CROSS JOIN LATERAL (
+                SELECT seq FROM mentions AS m
+                WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.object_id) OFFSET 0
+            ) AS m
         )
         SELECT {ENVELOPE}
-        FROM wanted JOIN inbox AS i USING (seq) LEFT JOIN outcomes AS o USING (seq)
+        FROM wanted CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = wanted.seq OFFSET 0) AS i
+        LEFT JOIN LATERAL (SELECT state FROM outcomes WHERE outcomes.seq = wanted.seq OFFSET 0) AS o ON true
         WHERE {IGNORED_BECAUSE} IS NULL AND (
             coalesce(o.state, %s) <> 'parked' OR (i.account, i.livemode, i.id) IN (
                 SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[])

@@ -169,7 +169,9 @@ WITH due AS (
     CROSS JOIN LATERAL (
         SELECT account, livemode, event_id FROM orders AS o
         WHERE (o.account, o.livemode, o.id) = (k.account, k.livemode, k.id) OFFSET 0
-    ) AS o JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+    ) AS o CROSS JOIN LATERAL (
+        SELECT seq FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (o.account, o.livemode, o.event_id) OFFSET 0
+    ) AS e
     WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
 ), added AS (
     INSERT INTO pending (seq, again) SELECT seq, true FROM due ON CONFLICT (seq) DO NOTHING
@@ -213,7 +215,9 @@ CROSS JOIN LATERAL (
         AND (({payment.OF_ORDER_OPEN}) OR ({payment.OF_ORDER_READ}))
     OFFSET 0
 ) AS o
-LEFT JOIN inbox AS e ON (e.account, e.livemode, e.id) = (o.account, o.livemode, o.event_id)
+LEFT JOIN LATERAL (
+    SELECT source FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (o.account, o.livemode, o.event_id) OFFSET 0
+) AS e ON true
 """
 
 
@@ -351,7 +355,10 @@ def releases_of(cursor: Cursor, charges: Collection[Subject]) -> dict[Subject, l
 
 _RELEASES: Final = """
 SELECT r.*, 'replay' AS source FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, charge)
-JOIN refunds AS r USING (account, livemode, charge) WHERE r.reason = %s
+CROSS JOIN LATERAL (
+    SELECT * FROM refunds AS r
+    WHERE (r.account, r.livemode, r.charge) = (k.account, k.livemode, k.charge) AND r.reason = %s OFFSET 0
+) AS r
 """
 
 

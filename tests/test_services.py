@@ -360,6 +360,24 @@ def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
     assert wal_megabytes(gigabytes * 1024**3) == megabytes
 
 
+def test_memory_is_filled_again_after_a_restart(tmp_path: Path, postgres_bin: Path | None) -> None:
+    """A durable server that starts again reads the pages that were in its memory, before anyone asks for them."""
+    with Postgres(tmp_path / "postgres", postgres_bin=postgres_bin) as server:
+        if not (server.binary.parent.parent / "lib/pg_prewarm.so").exists():
+            pytest.skip("this PostgreSQL has no pg_prewarm")
+        with psycopg.connect(server.url) as connection:
+            connection.execute("CREATE TABLE known AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+        server.restart()
+        log = server.folder / "server.log"
+        until(lambda: "autoprewarm successfully prewarmed" in log.read_text())
+        with psycopg.connect(server.url) as connection:
+            plan = connection.execute("EXPLAIN (ANALYZE, BUFFERS) SELECT * FROM known").fetchall()
+
+    buffers = next(line.strip() for (line,) in plan if "Buffers:" in line)
+    assert buffers.startswith("Buffers: shared hit=")
+    assert "read=" not in buffers
+
+
 _COLLATE = "SELECT datcollate FROM pg_database WHERE datname = current_database()"
 
 

@@ -28,6 +28,8 @@ CACHE_MEGABYTES: Final = (128, 2048)
 """Least and most memory for PostgreSQL's own pages (``shared_buffers``); the least is its default."""
 CACHE_SHARE: Final = 8
 """They may take one part in this many of the memory: half of what a server that runs alone should have."""
+WARMER: Final = "pg_prewarm"
+"""The library that fills PostgreSQL's memory after a restart as it was before; not every installation has it."""
 POSTGRES_MAJOR_MIN: Final = 15
 
 
@@ -158,6 +160,7 @@ class Postgres(Server):
 
     def _settings(self, port: int) -> dict[str, str | int]:
         forced_to_disk = "on" if self._durable else "off"
+        warming = self._durable and (self.binary.parent.parent / f"lib/{WARMER}.so").exists()
         return {
             "listen_addresses": LOOPBACK,
             "port": port,
@@ -166,6 +169,8 @@ class Postgres(Server):
             "shared_buffers": f"{cache_megabytes(_memory_bytes())}MB",
             "checkpoint_timeout": f"{CHECKPOINT_MINUTES}min",
             "max_wal_size": f"{wal_megabytes(shutil.disk_usage(self._working_folder).free)}MB",
+            # PostgreSQL then reads after a restart what was in its memory before; else each order waits for the disk.
+            "shared_preload_libraries": WARMER if warming else "",
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_error_verbosity": "terse",  # the detail of an error quotes rows, and rows hold people's data

@@ -8,6 +8,7 @@ Note [The collector rests]
 
 import atexit
 import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -75,7 +76,11 @@ def main() -> None:
 
 
 def _settle_streams() -> None:
-    """Find out whether a stream was closed before the start: Python has None in its place, and writes into nothing.
+    """See to it that what is printed is printed whole, or fails.
+
+    Python has None in the place of a stream that was closed before the start, and writes into nothing. And where it is
+    told not to buffer (PYTHONUNBUFFERED), it passes each text to the system once: of a long one, a pipe may take only a
+    part when a signal comes, and a full disk too.
 
     Raises:
         ConfigurationError: data would be lost.
@@ -84,6 +89,10 @@ def _settle_streams() -> None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         raise ConfigurationError("Standard output is closed, and data goes there. Example: payfold status >/dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        whole = io.BufferedWriter(sys.stdout.detach())
+        sys.stdout = io.TextIOWrapper(whole, encoding=encoding, errors=errors, line_buffering=True)
 
 
 def _fail(words: str, code: int) -> None:

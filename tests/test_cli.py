@@ -1,11 +1,15 @@
 """Each command prints data to stdout in the requested form and messages to stderr, and has a defined exit code."""
 
+import fcntl
 import hashlib
 import http.server
 import io
 import os
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -21,6 +25,7 @@ from sqlalchemy import Engine, text
 from deploy import output
 from deploy.output import Format, money, shown
 from deploy.sandbox.account import Account
+from deploy.sandbox.history import shop_history
 from deploy.sandbox.samples import _STORIES, sample
 from deploy.sandbox.signing import signature
 from schemas import database
@@ -28,6 +33,7 @@ from schemas.settings import Scope, Settings
 from schemas.version import version
 from tests import ledger
 from tests.command import ROOT, Ran, environment, payfold
+from tests.waiting import until
 
 SECRET = "whsec_of_the_tests"
 
@@ -278,6 +284,38 @@ def test_closed_pipe(events: Account, database_url: str) -> None:
 
 
 # ---- status ----
+
+
+def is_blocked(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether *process* sleeps, and the pipe that it prints to has little room."""
+    assert process.stdout is not None
+    (held,) = struct.unpack("i", fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)))
+    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return held > 40_000 and state == "S"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", [("events", "export", "--plain"), ("events", "--limit", "500", "--format", "json")])
+def test_a_long_text_is_printed_whole(
+    engine: Engine, database_url: str, options: tuple[str, ...], unbuffered: str
+) -> None:
+    """A command that was stopped while it printed goes on with the next byte, also where Python is not to buffer."""
+    bodies = [event.body for event in shop_history(5, 100).events][:300]
+    ledger.record(engine, [ledger.delivery(body) for body in bodies])
+    command = [sys.executable, "-m", "deploy", *options]
+    settings = environment({"DATABASE_URL": database_url, "PYTHONUNBUFFERED": unbuffered})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=settings) as process:
+        assert process.stdout is not None
+        until(lambda: is_blocked(process))
+        # Of what it was to write, the pipe took a part.
+        process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGCONT)
+        out = process.stdout.read()
+
+    assert process.returncode == 0
+    rows = [msgspec.json.decode(line) for line in out.splitlines()]
+    assert len(rows if len(rows) > 1 else rows[0]) == len(bodies)
 
 
 def test_status(events: Account, database_url: str, redis_url: str) -> None:

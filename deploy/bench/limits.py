@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine
 
-from deploy.bench.apart import Inside
+from deploy.bench.apart import Inside, hand_over
 from deploy.bench.events import deliveries
 from schemas import database, events
 from schemas.inbox import Delivery
@@ -260,7 +260,7 @@ def _execute(statements: Sequence[str]) -> None:
 def main(folder: str) -> None:
     """Decode and load, and print what it took."""
     seconds = decode_and_load_seconds(database.engine(Settings.load().postgresql), Path(folder))
-    sys.stdout.buffer.write(msgspec.json.encode(Inside(seconds)))
+    hand_over(Inside(seconds))
 
 
 if __name__ == "__main__":

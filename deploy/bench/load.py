@@ -24,6 +24,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
+from deploy.bench.apart import hand_over
 from deploy.bench.errors import LoadError
 from deploy.bench.events import PATH, read_requests
 from deploy.local.leash import leashed
@@ -279,7 +280,7 @@ def main(kind: str, port: str, requests: str, much: str) -> None:
         found: Loaded | list[Answered] = uvloop.run(saturating(int(port), prepared, int(much)))
     else:
         found = uvloop.run(pacing(int(port), prepared, float(much)))
-    sys.stdout.buffer.write(msgspec.json.encode(found))
+    hand_over(found)
 
 
 if __name__ == "__main__":

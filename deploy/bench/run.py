@@ -51,7 +51,7 @@ USUAL: Final = Sizes(
 SMALL_EVENTS: Final = 100_000
 """Events in the short history against which a long one is measured."""
 GROWN_BACKLOG: Final = 200_000
-"""Events that are folded, or replayed, at a time into a short and a long history.
+"""Events that are folded, or replayed, at a time into a short and a long history, and at most a tenth of the long one.
 
 PostgreSQL logs all of a page that it changes for the first time after a checkpoint. With many more events than pages of
 an index, as between two real checkpoints, these first times are a part of the measured time and not all of it.
@@ -263,16 +263,17 @@ class Bench:
         mixed = events.history(seed, payments=True, first_shop=shop)
         sold = events.history(seed + 1, payments=False, first_shop=shop)
         once = replace(self.sizes, runs=1)
-        self.announce(f"folding {GROWN_BACKLOG:,} events into the long history, unmeasured")
-        _fold(grown, sold)
+        backlog_events = min(GROWN_BACKLOG, many // 10)
+        self.announce(f"folding {backlog_events:,} events into the long history, unmeasured")
+        _fold(grown, sold, backlog_events)
         grown.run()
         found = []
         for name, turns, measure in (
             ("passes", self.sizes.runs, _passes),
             ("reads", self.sizes.runs, lambda stand: figures.reads(stand, once, self.announce)),
             ("pages", 1, pages),
-            ("replay", GROWN_TURNS, lambda stand: [figures.replay_into(stand, mixed, GROWN_BACKLOG)]),
-            ("fold", GROWN_TURNS, lambda stand: _fold(stand, sold)),
+            ("replay", GROWN_TURNS, lambda stand: [figures.replay_into(stand, mixed, backlog_events)]),
+            ("fold", GROWN_TURNS, lambda stand: _fold(stand, sold, backlog_events)),
             ("acks", self.sizes.runs, lambda stand: figures.acks_on(stand, once, self.announce, mixed, alone=True)),
             ("delivered", self.sizes.runs, lambda stand: figures.delivered_on(stand, once, self.announce, mixed)),
             ("rebuild", 1, lambda stand: figures.rebuild(stand, 1, self.announce)),
@@ -308,10 +309,10 @@ _PREFIXES: Final = {
 }
 
 
-def _fold(stand: Stand, bodies: Iterator[bytes]) -> list[Figure]:
+def _fold(stand: Stand, bodies: Iterator[bytes], count: int) -> list[Figure]:
     stand.run("worker")
     stand.seconds_to_fold()  # what an interrupted run left
-    rate = figures.fold_rate(stand, events.take(bodies, GROWN_BACKLOG))
+    rate = figures.fold_rate(stand, events.take(bodies, count))
     return [Figure(name="fold", title="fold rate", unit="/s", runs=(Run(rate),))]
 
 

@@ -284,12 +284,16 @@ def test_closed_pipe(events: Account, database_url: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def state_of(process: subprocess.Popen[bytes]) -> str:
+    """Return the letter of Linux for the state of *process*, as S while it sleeps, and T while it is stopped."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def is_blocked(process: subprocess.Popen[bytes]) -> bool:
     """Return whether *process* sleeps, and the pipe that it prints to has little room."""
     assert process.stdout is not None
     (held,) = struct.unpack("i", fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)))
-    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return held > 40_000 and state == "S"
+    return held > 40_000 and state_of(process) == "S"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -310,6 +314,7 @@ def test_a_long_text_is_printed_whole(
         until(lambda: is_blocked(process))
         # Of what it was to write, the pipe took a part.
         process.send_signal(signal.SIGSTOP)
+        until(lambda: state_of(process) == "T")
         process.send_signal(signal.SIGCONT)
         out = process.stdout.read()
 

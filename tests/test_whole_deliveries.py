@@ -198,12 +198,12 @@ def test_stopped(database_url: str, redis_url: str, tmp_path: Path) -> None:
     libpq = settings_of(database_url, redis_url).libpq
     with closing(psycopg.connect(libpq)) as blocker, closing(psycopg.connect(libpq, autocommit=True)) as observer:
         with process(environment_of(database_url, redis_url), tmp_path / "log") as base_url:
-            # PostgreSQL ends the session that holds the lock, some time after the signal.
-            blocker.execute("SET idle_in_transaction_session_timeout = '3s'")
             blocker.execute("LOCK TABLE inbox IN ACCESS EXCLUSIVE MODE")
             raw = Raw(socket.create_connection(("127.0.0.1", urlsplit(base_url).port or 0), timeout=20))
             raw.connection.sendall(delivery(event()))
             until(lambda: observer.execute(WAITS_FOR_A_LOCK).fetchall())
+            # PostgreSQL ends the session that holds the lock, some time after the signal.
+            blocker.execute("SET idle_in_transaction_session_timeout = '3s'")
         answer = raw.answer()
 
     assert answer.startswith(b"HTTP/1.1 200 ")

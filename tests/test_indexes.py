@@ -13,7 +13,8 @@ from api.reads import OrderFilters
 from schemas import accounts, database, event_filters, feed, lookup, parked, summary, tables
 from schemas.event_filters import EventFilters, EventPage, Position
 from worker.folding import order_refunds
-from worker.folding.rows import load_rows
+from worker.folding.joining import facts_of
+from worker.folding.rows import load_rows, probe_indexes
 from worker.folds import payment
 from worker.folds.facts import Subject
 from worker.folds.join import Joined
@@ -512,6 +513,31 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
     refunded = {row["subject_id"]: row["after"]["refunded_amount"] for row in found}
     assert refunded == ({"cs_8": 500} if table == "invoice_payments" else {"cs_7": 500, "cs_8": 500})
     assert read_whole == []
+
+
+def test_a_batch_finds_its_facts_without_looking_at_others(engine: Engine) -> None:
+    """Looking for the facts of some objects reads no other events, also by a plan of an empty inbox."""
+    subjects = {Subject("orders", "acct_1", True, f"cs_none_{number}") for number in range(200)}  # noqa: FBT003 - the mode
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute("ANALYZE")
+        probe_indexes(cursor)
+        for _ in range(10):  # so that the statement is prepared
+            facts_of(cursor, subjects, {})
+        cursor.execute(_LONG_INBOX, {"rows": ROWS})
+        cursor.execute(_INBOX_FETCHED)
+        before = cursor.fetchone()
+        found = facts_of(cursor, subjects, {})
+        cursor.execute(_INBOX_FETCHED)
+        after = cursor.fetchone()
+
+    assert found == {subject: [] for subject in subjects}
+    assert after == before
+
+
+_INBOX_FETCHED: Final = """
+SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
+FROM pg_stat_xact_user_tables WHERE relname IN ('inbox', 'outcomes')
+"""
 
 
 @pytest.mark.parametrize("world", [{}, {"account": "acct_1"}, {"livemode": True}], ids=str)

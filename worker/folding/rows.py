@@ -7,7 +7,8 @@ Note [A row is found by its key, whatever the planner believes]
 
     So one plan is right for all values, and to plan a statement again for each batch takes a tenth of what PostgreSQL
     does for a batch. ``probe_indexes`` lets PostgreSQL keep the first plan. That plan may have been made while the
-    table was empty, so it must not scan tables, cheap as that was then.
+    table was empty, so it must not scan tables, cheap as that was then. A few statements, of refunds and of copies,
+    join without such a subquery. They may read a whole index until its table is analyzed.
 """
 
 from collections import defaultdict

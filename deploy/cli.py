@@ -76,11 +76,11 @@ def main() -> None:
 
 
 def _settle_streams() -> None:
-    """See to it that what is printed is printed whole, or fails.
+    """Make printing write a whole text, or fail.
 
-    Python has None in the place of a stream that was closed before the start, and writes into nothing. And where it is
-    told not to buffer (PYTHONUNBUFFERED), it passes each text to the system once: of a long one, a pipe may take only a
-    part when a signal comes, and a full disk too.
+    If a stream was closed before the start, Python has None in its place, and writes into nothing. If Python does not
+    buffer (PYTHONUNBUFFERED), it hands each text to the system once. A pipe takes only a part of a long text when a
+    signal arrives, and so does a full disk.
 
     Raises:
         ConfigurationError: data would be lost.

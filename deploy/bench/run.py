@@ -278,8 +278,8 @@ class Bench:
             shorts: list[list[Figure]] = []
             longs: list[list[Figure]] = []
             for turn in range(turns):
-                beside = copies.pop() if name in ("replay", "fold") else short
-                for stand, length, count, kept in ((beside, SHORT, few, shorts), (grown, GROWN, many, longs)):
+                small = copies.pop() if name in ("replay", "fold") else short
+                for stand, length, count, kept in ((small, SHORT, few, shorts), (grown, GROWN, many, longs)):
                     self.announce(f"{name} at {count:,} events, turn {turn + 1} of {turns}")
                     kept.append(self.steps.figures(f"{name}, {length}, turn {turn}", partial(measure, stand)))
                     stand.run()

@@ -131,8 +131,8 @@ class Postgres(Server):
         draft.rename(self._working_folder)
 
     def _initdb_options(self) -> list[str]:
-        # Text is ordered by its bytes: alike on every machine, and without the C library, whose order an update may
-        # change, so that indexes are wrong. Its letters are Unicode's; the wheel has no ICU.
+        # Text is ordered by its bytes. An update of the C library may change its order of text, which breaks indexes.
+        # Upper and lower case are Unicode's. The wheel has no ICU.
         locale = ("--locale=C.UTF-8", "--lc-collate=C")
         options = ["--username=postgres", "--auth=reject", "--encoding=UTF8", *locale, "--no-instructions"]
         return options if self._durable else [*options, "--no-sync"]

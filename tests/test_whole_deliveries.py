@@ -183,7 +183,7 @@ def test_gone(web: Web) -> None:
 
 
 def test_answered_in_time(database_url: str, redis_url: str) -> None:
-    """A delivery that cannot be recorded in time is postponed, and the room it took is free again."""
+    """A delivery that cannot be recorded in time is postponed, and the next one is recorded."""
     with serving(settings_of(database_url, redis_url), answer_seconds_max=0.5) as web:
         with held(web):
             answer = web.send_raw(delivery(event(1), CLOSE)).answer()
@@ -194,7 +194,7 @@ def test_answered_in_time(database_url: str, redis_url: str) -> None:
 
 
 def test_stopped(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """After SIGTERM the process still answers a delivery that waits for its commit, and closes its connection."""
+    """After SIGTERM the process still answers a delivery that waits for its commit, with `connection: close`."""
     libpq = settings_of(database_url, redis_url).libpq
     with closing(psycopg.connect(libpq)) as blocker, closing(psycopg.connect(libpq, autocommit=True)) as observer:
         with process(environment_of(database_url, redis_url), tmp_path / "log") as base_url:

@@ -20,6 +20,13 @@ Note [What names a copy]
     and for a payload that is as it came. So a copy that is unsigned and blanked is compared by its payload. In
     ``renderings`` a copy is named by the hash of its body if it is signed, else by the hash of the claimed hash and the
     payload together. So a signed delivery never shares a row with a copy that only claims to be the same.
+
+Note [Payloads are not vacuumed while they come in]
+    Rows of payloads are never updated, so there is nothing to remove. PostgreSQL would still visit each page once more,
+    as a table grows by a fifth, to mark its rows as visible to all; where pages have checksums it logs the whole page
+    if a checkpoint came between, so each payload would be written three times. No query needs these marks. A partition
+    is frozen when PostgreSQL requires it (``autovacuum_freeze_max_age``), one after the other, as they were begun.
+    For the same reason few of their rows are sampled by ANALYZE: of a payload no query needs to know more.
 """
 
 import base64
@@ -50,6 +57,12 @@ RECORD_ROWS_MAX = 1000
 
 PARTITION_EVENTS: Final = 1_000_000
 """A partition keeps the payloads of this many numbers."""
+NOT_VACUUMED: Final = (
+    "ALTER TABLE {name} SET ("
+    "autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1"
+    "), ALTER COLUMN seq SET STATISTICS 10, ALTER COLUMN payload SET STATISTICS 0"
+)
+"""What a new partition is told: see Note [Payloads are not vacuumed while they come in]."""
 ROOM_LOCK: Final = "1s"
 """For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
@@ -382,6 +395,7 @@ def _make_room(cursor: Cursor) -> int:
         cursor.execute(
             sql.SQL(
                 "CREATE TABLE {name} (LIKE payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);"
+                f" {NOT_VACUUMED};"
                 " ALTER TABLE payloads ATTACH PARTITION {name} FOR VALUES FROM ({begins}) TO ({ends})"
             ).format(**bounds)
         )

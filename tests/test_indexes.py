@@ -50,8 +50,8 @@ ASKED: Final = {
         "SELECT seq FROM inbox WHERE type LIKE 'v_.%' AND received_at >= now()",
     ),
     "inbox_set_aside": (
-        "whether an operator has ignored an event (claim)",
-        f"SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' AND {WORLD} AND object_id = 'evt_1'",
+        "what an operator has ignored (rebuild, and claim for each event)",
+        "SELECT seq FROM inbox WHERE type = 'payfold.event.ignored' ORDER BY account, livemode, object_id",
     ),
     "outcomes_fold_version": (
         "outcomes of an older fold version (queue_outdated, status)",
@@ -79,8 +79,8 @@ ASKED: Final = {
         f"SELECT id FROM orders WHERE status = 'open' AND {WORLD} AND created < now() ORDER BY created",
     ),
     "orders_undecided": (
-        "the order that a charge may settle (settling)",
-        f"SELECT id FROM orders WHERE {WORLD} AND payment_intent = 'pi_1' AND {payment.OF_ORDER_OPEN}",
+        "the orders that may be settled, page by page (settling)",
+        f"SELECT id FROM orders WHERE {payment.OF_ORDER_OPEN} ORDER BY account, livemode, payment_intent, id LIMIT 500",
     ),
     "orders_payment_link": (
         "GET /v1/orders?payment_link=",
@@ -501,18 +501,24 @@ def test_a_batch_finds_its_refunds_without_looking_at_others(engine: Engine, tab
     prefix = {"orders": "cs", "charges": "ch", "refunds": "re", "invoice_payments": "inpay"}[table]
     subjects = [Subject(table, "", True, f"{prefix}_{number}") for number in (7, 8)]  # noqa: FBT003 - the mode
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        # The counters may still have what earlier transactions of this session read.
+        read_before = cursor.execute(_READ_WHOLE).fetchall()
         rows = load_rows(cursor, subjects)
         joined = {
             subject: Joined(row, (), (), "webhook", is_whole=True, replace_all=False) for subject, row in rows.items()
         }
         found = order_refunds.changes(cursor, order_refunds.moved(joined, {}))
-        # Tables without rows are scanned too, which costs nothing.
-        cursor.execute("SELECT relname FROM pg_stat_xact_user_tables WHERE seq_scan > 0 AND seq_tup_read > 0")
-        read_whole = cursor.fetchall()
+        read_whole = cursor.execute(_READ_WHOLE).fetchall()
 
     refunded = {row["subject_id"]: row["after"]["refunded_amount"] for row in found}
     assert refunded == ({"cs_8": 500} if table == "invoice_payments" else {"cs_7": 500, "cs_8": 500})
-    assert read_whole == []
+    assert read_whole == read_before
+
+
+# Tables without rows are scanned too, which costs nothing.
+_READ_WHOLE: Final = """
+SELECT relname, seq_tup_read FROM pg_stat_xact_user_tables WHERE seq_tup_read > 0 ORDER BY relname
+"""
 
 
 def test_a_batch_finds_its_facts_without_looking_at_others(engine: Engine) -> None:

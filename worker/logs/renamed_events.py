@@ -10,6 +10,8 @@ from schemas.own_events import EVENT_IGNORED
 
 Object = tuple[bool, str]
 """Mode and id of an object."""
+EventKey = tuple[bool, str]
+"""Mode and id of an event."""
 
 
 def arrays_of(objects: Sequence[Object]) -> dict[str, str]:
@@ -36,19 +38,33 @@ _NEW: Final = {"accounts": "%(new)s"}
 _EITHER: Final = {"accounts": "%(old)s, %(new)s"}
 
 
-def next_objects(cursor: Cursor, names: dict[str, str], after: Object, limit: int) -> tuple[list[Object], list[int]]:
-    """Return the next objects of the old name or, if there are none, the numbers of its events without an object."""
-    values = {**names, "mode": after[0], "object": after[1], "limit": limit}
-    for table, condition in (("inbox", "(livemode, object_id) > (%(mode)s, %(object)s)"), ("mentions", "true")):
-        cursor.execute(
-            f"SELECT DISTINCT livemode, object_id FROM {table} WHERE account = %(old)s AND object_id IS NOT NULL"
-            f" AND {condition} ORDER BY livemode, object_id LIMIT %(limit)s",
-            values,
-        )
-        if objects := cursor.fetchall():
-            return objects, []
+def next_objects(
+    cursor: Cursor, names: dict[str, str], after: EventKey, limit: int
+) -> tuple[list[Object], list[int], EventKey]:
+    """Return the objects of the next events of the old name, the numbers of those without an object, and the last one.
+
+    Where there are no more, these are objects that only other events mention, or events that came behind *after*.
+    """
+    values = {**names, "mode": after[0], "event": after[1], "limit": limit}
+    cursor.execute(_NEXT_EVENTS, values)
+    if events := cursor.fetchall():
+        objects = {(livemode, object_id) for livemode, _, object_id, _ in events if object_id is not None}
+        livemode, event, *_ = events[-1]
+        return sorted(objects), [seq for *_, object_id, seq in events if object_id is None], (livemode, event)
+    cursor.execute(_NEXT_MENTIONED, values)
+    if mentioned := cursor.fetchall():
+        return mentioned, [], after
     cursor.execute("SELECT seq FROM inbox WHERE account = %(old)s LIMIT %(limit)s", values)
-    return [], [seq for (seq,) in cursor.fetchall()]
+    return [], [seq for (seq,) in cursor.fetchall()], after
+
+
+_NEXT_EVENTS: Final = """
+SELECT livemode, id, object_id, seq FROM inbox
+WHERE account = %(old)s AND (livemode, id) > (%(mode)s, %(event)s) ORDER BY livemode, id LIMIT %(limit)s
+"""
+_NEXT_MENTIONED: Final = """
+SELECT DISTINCT livemode, object_id FROM mentions WHERE account = %(old)s ORDER BY livemode, object_id LIMIT %(limit)s
+"""
 
 
 def with_neighbours(

@@ -23,7 +23,7 @@ from worker.folding.claim import claim
 from worker.logs.renamed_events import (
     RELABEL_MENTIONS,
     SET_ASIDE,
-    Object,
+    EventKey,
     archived_of,
     arrays_of,
     both_of,
@@ -89,8 +89,8 @@ class RenamingSteps:
         self._progress = progress
         self._limit = objects_at_once
         self._rows = 0
-        # Objects up to this one are done. A search from the start would have to step over their dead rows each time.
-        self._after: Object = (False, "")
+        # Events up to this one are done. A search from the start would have to step over their dead rows each time.
+        self._after: EventKey = (False, "")
 
     def take(self, engine: Engine, step: Callable[[Cursor], None]) -> None:
         """Take *step*, and count its effects once, however often it is tried."""
@@ -153,10 +153,9 @@ class RenamingSteps:
 
     def _move_some(self, cursor: Cursor, names: dict[str, str]) -> int:
         """Relabel the events of some objects, fold again the objects of both names, and return how much was done."""
-        objects, seqs = next_objects(cursor, names, self._after, self._limit)
+        objects, seqs, after = next_objects(cursor, names, self._after, self._limit)
         if not objects and not seqs:
             return 0
-        after = objects[-1] if objects else self._after
         objects = with_neighbours(cursor, names, objects, seqs)
         both = both_of(cursor, names, objects)
         if archived := archived_of(cursor, names, both):

@@ -38,7 +38,7 @@ SHOP = shop_history(31, 120, money=True)
 TIMES = sorted(event.created for event in SHOP.events)
 HALF = datetime.fromtimestamp(TIMES[len(TIMES) // 2], UTC)
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
-MANY_PROCESSES = Sizes(per_file=100, per_task=150, alone_max=0)
+MANY_PROCESSES = Sizes(per_part=100, per_task=150, alone_max=0)
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from worker.proof.shadow import Shadow
 
 SHOP = shop_history(12, 300, money=True)
 EDITS = 500
-MANY_PROCESSES = Sizes(per_file=100, per_task=150, alone_max=0)
+MANY_PROCESSES = Sizes(per_part=100, per_task=150, alone_max=0)
+MANY_PARTS = Sizes(per_part=10, per_task=150, files_max=3)
 
 
 @pytest.fixture
@@ -73,7 +74,9 @@ def ignore(engine: Engine, event: str) -> None:
 # ---- The same ----
 
 
-@pytest.mark.parametrize("sizes", [Sizes(), MANY_PROCESSES], ids=["one process", "many processes"])
+@pytest.mark.parametrize(
+    "sizes", [Sizes(), MANY_PROCESSES, MANY_PARTS], ids=["one process", "many processes", "many parts"]
+)
 def test_a_rebuild_equals_the_live_tables(shop: Engine, sizes: Sizes) -> None:
     """With any division of the work every row, anomaly, outcome and mention is the same."""
     with shadow.shadow(shop) as made:
@@ -194,7 +197,7 @@ def test_objects_of_every_shape(engine: Engine) -> None:
     assert run(engine, f"SELECT min(count), max(count) > 1 FROM ({counts}) AS c") == [(1, True)]  # noqa: S608
 
     with shadow.shadow(engine) as made:
-        rebuild.rebuild(made, sizes=Sizes(per_file=7, per_task=1, alone_max=0, processes=2))
+        rebuild.rebuild(made, sizes=Sizes(per_part=7, per_task=1, alone_max=0, processes=2))
 
         assert digests(engine, schema=made.schema) == digests(engine)
         assert found_in(made) == []

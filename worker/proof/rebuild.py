@@ -6,8 +6,9 @@ row once; ``refolded`` lets the projection fold the events step by step, in a ra
 
 Note [Every event is read once, every row is written once]
     The facts of an event are kept in a file for its object, one of some hundred files that are chosen by the hash of
-    the object's id. Each file then holds all facts of its objects and fits into memory, however long the history is.
-    The facts of a file are joined there, and the rows go into empty tables by COPY, before these have an index.
+    the object's id. Each file then holds all facts of its objects, in so many parts that one fits into memory, however
+    long the history is. The facts of a part are joined there, and the rows go into empty tables by COPY, before these
+    have an index.
     Reading and joining are divided among processes, and so are the indexes. The tables are filled in the same
     transaction that makes them, so that PostgreSQL need not visit the rows again to mark them as committed. One
     transaction fills the tables of the events and another those of the objects, so that the former get their indexes
@@ -27,7 +28,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -58,7 +60,6 @@ from worker.proof import archived, processes, shadow
 from worker.proof.processes import PROCESSES_MAX, Crew, ProcessLost
 from worker.proof.shadow import Shadow
 
-FILES_MAX: Final = 512
 FACTS_BUFFERED_MAX: Final = 20_000
 ROWS_READ: Final = 250
 CATCH_UP_EVENTS: Final = 500
@@ -72,11 +73,13 @@ _log = structlog.get_logger()
 class Sizes:
     """How the work is divided, in events.
 
-    Each process has the facts of *per_file* events in memory at once, and reads *per_task* events at a time. Up to
-    *alone_max* events are not worth another process. More are divided among *processes*, or one a core.
+    Each process has the facts of *per_part* events in memory at once, and reads *per_task* events at a time. Up to
+    *alone_max* events are not worth another process. More are divided among *processes*, or one a core. There are
+    *files_max* files at most, since every task writes to each of them; what they hold then is in several parts.
     """
 
-    per_file: int = 5_000
+    per_part: int = 5_000
+    files_max: int = 512
     per_task: int = 5_000
     alone_max: int = 10_000
     processes: int | None = None
@@ -281,6 +284,7 @@ class _Job:
     folder: Path
     events: int
     files: int
+    parts: int
     now: datetime
 
 
@@ -372,6 +376,8 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         (EVENT_IGNORED,),
     )
     ignored = {(row[0], row[1], row[2]): reason_of(row[3]) for row in reader.fetchall()}
+    parts = max(1, -(-count // sizes.per_part))
+    files = min(sizes.files_max, parts)
     job = _Job(
         url=made.engine.url.render_as_string(hide_password=False),
         path=(made.schema, made.live) if made.has_inbox or made.has_archive else (made.live,),
@@ -382,7 +388,8 @@ def _planned(reader: Cursor, made: Shadow, folder: Path, sizes: Sizes) -> tuple[
         ignored=ignored,
         folder=folder,
         events=count,
-        files=max(1, min(FILES_MAX, count // sizes.per_file + 1)),
+        files=files,
+        parts=-(-parts // files),
         now=datetime.now(UTC),
     )
     if first is None:
@@ -530,49 +537,70 @@ class _Spill:
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._encode = msgspec.msgpack.Encoder().encode
-        self._buffered: dict[int, list[Facts]] = defaultdict(list)
+        self._buffered: dict[tuple[int, int], list[Facts]] = defaultdict(list)
         self._count = 0
 
     def add(self, source: str, one: Facts) -> None:
         """Keep the facts *one* for the file of the object *source*."""
-        self._buffered[zlib.crc32(source.encode(errors="surrogatepass")) % self._job.files].append(one)
+        part, number = divmod(zlib.crc32(source.encode(errors="surrogatepass")), self._job.files)
+        self._buffered[number, part % self._job.parts].append(one)
         self._count += 1
         if self._count >= FACTS_BUFFERED_MAX:
             self.flush()
 
     def flush(self) -> None:
-        for number, facts in self._buffered.items():
-            block = self._encode(facts)
+        for number, blocks in groupby(sorted(self._buffered), key=itemgetter(0)):
             with (self._job.folder / f"{number}.{os.getpid()}.facts").open("ab") as file:
-                file.write(_LENGTH.pack(len(block)))
-                file.write(block)
+                for key in blocks:
+                    block = self._encode(self._buffered[key])
+                    file.write(_HEAD.pack(key[1], len(block)))
+                    file.write(block)
         self._buffered.clear()
         self._count = 0
 
 
-_LENGTH: Final = struct.Struct("<q")
+_HEAD: Final = struct.Struct("<qq")
+"""What a block begins with: its part, and the bytes that follow."""
 
 
 _decode_facts: Final = msgspec.msgpack.Decoder(list[Facts]).decode
 
 
-def _kept(job: _Job, number: int) -> Iterator[Facts]:
-    """Yield the facts of one file, and remove it."""
-    for path in job.folder.glob(f"{number}.*.facts"):
+def _kept(paths: Iterable[Path], part: int) -> Iterator[Facts]:
+    """Yield the facts of one *part* of the files *paths*."""
+    for path in paths:
         with path.open("rb") as file:
-            while length := file.read(_LENGTH.size):
-                yield from _decode_facts(file.read(_LENGTH.unpack(length)[0]))
-        path.unlink()
+            while head := file.read(_HEAD.size):
+                of_part, length = _HEAD.unpack(head)
+                if of_part == part:
+                    yield from _decode_facts(file.read(length))
+                else:
+                    file.seek(length, os.SEEK_CUR)
 
 
 def _join_file(number: int) -> dict[str, Path]:
-    """Join all facts of the objects of one file, and write their rows."""
+    """Join all facts of the objects of one file, part by part, write their rows, and remove the file."""
     job = _JOB
+    paths = list(job.folder.glob(f"{number}.*.facts"))
+    rows = {table.name: _Rows(table, job.folder, f"joined.{number}") for table in _JOINED}
+    written: dict[str, Path] = {}
+    for part in range(job.parts):
+        _join(_kept(paths, part), rows, job.now)
+        for each in rows.values():
+            written |= each.written()
+    for path in paths:
+        path.unlink()
+    return written
+
+
+_JOINED: Final = (*tables.PROJECTIONS, tables.anomalies)
+
+
+def _join(kept: Iterable[Facts], rows: "Mapping[str, _Rows]", now: datetime) -> None:
+    """Add to *rows* what the facts *kept* are joined to."""
     told: dict[Subject, list[Facts]] = defaultdict(list)
-    for facts in _kept(job, number):
+    for facts in kept:
         told[facts.subject].append(facts)
-    part = f"joined.{number}"
-    rows = {table.name: _Rows(table, job.folder, part) for table in (*tables.PROJECTIONS, tables.anomalies)}
     for subject, own in told.items():
         spec = folds.ROW_SPECS[subject.table]
         joined = join.fold_all(spec, join.with_leader(spec, subject, told) if spec.leader else own)
@@ -581,9 +609,8 @@ def _join_file(number: int) -> dict[str, Path]:
         rows[spec.table].add_row(joined.row)
         for child in joined.children:
             rows[spec.child].add_row(child)
-        for anomaly in anomaly_rows(subject, joined, job.now):
+        for anomaly in anomaly_rows(subject, joined, now):
             rows[tables.anomalies.name].add_row(anomaly)
-    return {name: path for each in rows.values() for name, path in each.written().items()}
 
 
 @cache
@@ -605,9 +632,10 @@ class _Rows:
         self._rows.append(self._values_of(row))
 
     def written(self) -> dict[str, Path]:
-        """Write the rows, and return the file by the table's name; nothing where there are none."""
+        """Add the rows to their file, and return the file by the table's name; nothing where there are none."""
         if not self._rows:
             return {}
-        self._path.write_bytes(copy_rows.lines(self._rows))
+        with self._path.open("ab") as file:
+            file.write(copy_rows.lines(self._rows))
         self._rows.clear()
         return {self._name: self._path}

@@ -88,7 +88,7 @@ def list_events(
     with reads.reading(request.app.state.engine) as connection:
         found = event_filters.page(connection, wanted.filters(), _ENVELOPE, after=after, limit=wanted.limit)
     following = None if found.following is None else _cursor(found.following)
-    return Page(data=[answers.Event.of(row, personal=sees) for row in found.rows], next_cursor=following)
+    return Page[answers.Event](data=[answers.Event.of(row, personal=sees) for row in found.rows], next_cursor=following)
 
 
 def _cursor(place: Position) -> str:

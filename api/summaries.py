@@ -83,7 +83,7 @@ def show_funnel(request: Request, filters: Annotated[FunnelFilters, Query()]) ->
     with reads.reading(request.app.state.engine) as connection:
         page = summary.funnel(connection, **given, after=after, limit=filters.limit)
     shown = [answers.LinkFunnel.model_validate(asdict(row)) for row in page.rows]
-    return Page(data=shown, next_cursor=None if page.after is None else _cursor_of(page.after))
+    return Page[answers.LinkFunnel](data=shown, next_cursor=None if page.after is None else _cursor_of(page.after))
 
 
 def _cursor_of(key: LinkKey) -> str:

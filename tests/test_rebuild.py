@@ -2,6 +2,7 @@
 
 import fcntl
 import random
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,27 @@ def test_a_rebuild_equals_the_live_tables(shop: Engine, sizes: Sizes) -> None:
         for name in ("mentions", "outcomes"):
             assert run(shop, f"SELECT * FROM {made.schema}.{name} EXCEPT SELECT * FROM public.{name}") == []  # noqa: S608
             assert run(shop, f"SELECT * FROM public.{name} EXCEPT SELECT * FROM {made.schema}.{name}") == []  # noqa: S608
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process, and of those that it starts, grow beyond *size* bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), MANY_PROCESSES], ids=["one process", "many processes"])
+def test_without_room_for_its_files(shop: Engine, sizes: Sizes) -> None:
+    """Where the disk is full, a rebuild ends with what to do, and folds nothing step by step."""
+    with shadow.shadow(shop) as made:
+        with files_of_at_most(1024), pytest.raises(rebuild.NoRoomForFiles, match="TMPDIR"):
+            rebuild.rebuild(made, sizes=sizes)
+
+        assert run(shop, f"SELECT to_regclass('{made.schema}.orders')") == [(None,)]
 
 
 def test_tangled_histories(engine: Engine, request: pytest.FixtureRequest) -> None:

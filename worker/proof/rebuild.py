@@ -15,6 +15,7 @@ Note [Every event is read once, every row is written once]
     while objects are joined.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -41,7 +42,7 @@ from sqlalchemy.exc import DBAPIError
 
 from schemas import accounts, database, inbox, tables
 from schemas.database import Cursor, integer_array, text_array
-from schemas.errors import ConfigurationError, DatabaseAway
+from schemas.errors import ConfigurationError, DatabaseAway, PayfoldError
 from schemas.events import Key
 from schemas.inbox import RECORD_ROWS_MAX
 from schemas.own_events import EVENT_IGNORED
@@ -67,6 +68,19 @@ CATCH_UP_EVENTS: Final = 500
 Result = TypeVar("Result")
 
 _log = structlog.get_logger()
+
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoRoomForFiles(PayfoldError):
+    """A rebuild keeps the facts of all events in files, and there is no room for them."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"There is no room for the rebuild's files in {tempfile.gettempdir()} ({error.strerror})."
+            " Free some there, or name a folder on another disk in TMPDIR. The tables are as they were."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +128,19 @@ def rebuilt(engine: Engine, *, progress: Progress = do_nothing) -> Iterator[Shad
 
 
 def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USUAL) -> None:
-    """Fill *made* from its own inbox, or from the events of the live one that have an outcome."""
+    """Fill *made* from its own inbox, or from the events of the live one that have an outcome.
+
+    Raises:
+        NoRoomForFiles: the disk of the temporary folder is full.
+    """
     try:
         _rebuild_at_once(made, progress, sizes)
     except (DatabaseAway, ProcessLost):
+        raise
+    except OSError as error:
+        # Step by step no files are needed, but it would take many times as long, on a disk that is full.
+        if error.errno in _NO_ROOM:
+            raise NoRoomForFiles(error) from error
         raise
     except Exception as error:  # if one row is at fault, the projection parks only its event
         if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):

@@ -21,12 +21,12 @@ Note [What names a copy]
     ``renderings`` a copy is named by the hash of its body if it is signed, else by the hash of the claimed hash and the
     payload together. So a signed delivery never shares a row with a copy that only claims to be the same.
 
-Note [Payloads are not vacuumed while they come in]
-    Rows of payloads are never updated, so there is nothing to remove. PostgreSQL would still visit each page once more,
-    as a table grows by a fifth, to mark its rows as visible to all; where pages have checksums it logs the whole page
-    if a checkpoint came between, so each payload would be written three times. No query needs these marks. A partition
-    is frozen when PostgreSQL requires it (``autovacuum_freeze_max_age``), one after the other, as they were begun.
-    For the same reason few of their rows are sampled by ANALYZE: of a payload no query needs to know more.
+Note [Payloads are vacuumed while they are in memory]
+    Rows of payloads are never updated, so there is nothing to remove. But what looks for archived payloads reads the
+    index alone, if vacuum has marked the pages as visible to all. PostgreSQL would do that once a table has grown by a
+    fifth. By then the pages have left its memory; and if a checkpoint came between, a database with checksums logs each
+    page whole, so a payload is written three times. After ``VACUUM_AFTER`` rows a page is still in memory, and only the
+    mark is logged. Of payloads few rows are sampled by ANALYZE, since no query needs to know more of them.
 """
 
 import base64
@@ -57,12 +57,14 @@ RECORD_ROWS_MAX = 1000
 
 PARTITION_EVENTS: Final = 1_000_000
 """A partition keeps the payloads of this many numbers."""
-NOT_VACUUMED: Final = (
+VACUUM_AFTER: Final = 10_000
+"""Rows of a partition after which PostgreSQL is to vacuum it."""
+VACUUMED_SOON: Final = (
     "ALTER TABLE {name} SET ("
-    "autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1"
+    f"autovacuum_vacuum_insert_threshold = {VACUUM_AFTER}, autovacuum_vacuum_insert_scale_factor = 0"
     "), ALTER COLUMN seq SET STATISTICS 10, ALTER COLUMN payload SET STATISTICS 0"
 )
-"""What a new partition is told: see Note [Payloads are not vacuumed while they come in]."""
+"""What a new partition is told: see Note [Payloads are vacuumed while they are in memory]."""
 ROOM_LOCK: Final = "1s"
 """For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
@@ -395,7 +397,7 @@ def _make_room(cursor: Cursor) -> int:
         cursor.execute(
             sql.SQL(
                 "CREATE TABLE {name} (LIKE payloads INCLUDING ALL) WITH (toast_tuple_target = 8160);"
-                f" {NOT_VACUUMED};"
+                f" {VACUUMED_SOON};"
                 " ALTER TABLE payloads ATTACH PARTITION {name} FOR VALUES FROM ({begins}) TO ({ends})"
             ).format(**bounds)
         )

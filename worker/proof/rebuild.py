@@ -137,12 +137,10 @@ def rebuild(made: Shadow, *, progress: Progress = do_nothing, sizes: Sizes = USU
         _rebuild_at_once(made, progress, sizes)
     except (DatabaseAway, ProcessLost):
         raise
-    except OSError as error:
-        # Step by step no files are needed, but it would take many times as long, on a disk that is full.
-        if error.errno in _NO_ROOM:
-            raise NoRoomForFiles(error) from error
-        raise
     except Exception as error:  # if one row is at fault, the projection parks only its event
+        # Step by step no files are needed, but it would take many times as long, on a disk that is full.
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise NoRoomForFiles(error) from error
         if isinstance(error, (DBAPIError, database.DriverError)) and not database.is_fault_of_data(error):
             raise
         _log.warning("rebuild.step_by_step", reason=type(error).__name__)

@@ -1,8 +1,8 @@
 """Fewer pages that a new event reads and that PostgreSQL logs whole.
 
 Hash indexes take the place of the largest whose entries lie anywhere; they have a third of the pages, and the release
-before finds the same rows by them. Payloads are not vacuumed while they come in: see Note [Payloads are not vacuumed
-while they come in] in schemas/inbox.py. See Note [Large indexes are built ahead] in schemas/migrate.py.
+before finds the same rows by them. For the payloads see Note [Payloads are vacuumed while they are in memory] in
+schemas/inbox.py, and for the indexes Note [Large indexes are built ahead] in schemas/migrate.py.
 """
 
 from alembic import op
@@ -30,11 +30,10 @@ BEGIN
     END LOOP;
 END $$
 """
-_NOT_VACUUMED = """SET (
-    autovacuum_vacuum_insert_threshold = -1, toast.autovacuum_vacuum_insert_threshold = -1
-), ALTER COLUMN seq SET STATISTICS 10, ALTER COLUMN payload SET STATISTICS 0
+_VACUUMED_SOON = """SET (autovacuum_vacuum_insert_threshold = 10000, autovacuum_vacuum_insert_scale_factor = 0),
+    ALTER COLUMN seq SET STATISTICS 10, ALTER COLUMN payload SET STATISTICS 0
 """
-_VACUUMED = """RESET (autovacuum_vacuum_insert_threshold, toast.autovacuum_vacuum_insert_threshold),
+_AS_USUAL = """RESET (autovacuum_vacuum_insert_threshold, autovacuum_vacuum_insert_scale_factor),
     ALTER COLUMN seq SET STATISTICS -1, ALTER COLUMN payload SET STATISTICS -1
 """
 
@@ -44,13 +43,13 @@ def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     for name in _COLUMNS:
         op.execute(f"ALTER INDEX {name}_of_0021 RENAME TO {name}")
-    op.execute(_OF_EACH_PARTITION.format(_NOT_VACUUMED))
+    op.execute(_OF_EACH_PARTITION.format(_VACUUMED_SOON))
 
 
 def downgrade() -> None:
     """Make all as it was."""
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.execute(_OF_EACH_PARTITION.format(_VACUUMED))
+    op.execute(_OF_EACH_PARTITION.format(_AS_USUAL))
     for name, (table, column) in _COLUMNS.items():
         op.execute(f"DROP INDEX {name}")
         op.execute(f"CREATE INDEX {name} ON {table} (account, livemode, {column}) WHERE {column} IS NOT NULL")

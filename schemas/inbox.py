@@ -64,7 +64,7 @@ VACUUMED_SOON: Final = (
     f"autovacuum_vacuum_insert_threshold = {VACUUM_AFTER}, autovacuum_vacuum_insert_scale_factor = 0"
     "), ALTER COLUMN seq SET STATISTICS 10, ALTER COLUMN payload SET STATISTICS 0"
 )
-"""What a new partition is told: see Note [Payloads are vacuumed while they are in memory]."""
+"""Settings of a new partition: see Note [Payloads are vacuumed while they are in memory]."""
 ROOM_LOCK: Final = "1s"
 """For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)

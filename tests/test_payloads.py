@@ -73,7 +73,7 @@ FROM pg_inherits AS p JOIN pg_class AS c ON c.oid = p.inhrelid WHERE p.inhparent
 
 
 def test_every_partition_is_vacuumed_soon(engine: Engine) -> None:
-    """Every partition, old or new, is vacuumed after so many rows, whatever its size; no payloads are sampled."""
+    """A partition of any age or size is vacuumed after the same number of rows, and its payloads are not sampled."""
     record_as(engine, 1_000_000)
     made = make_room(engine)
 

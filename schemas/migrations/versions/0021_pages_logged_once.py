@@ -1,7 +1,7 @@
 """Fewer pages that a new event reads and that PostgreSQL logs whole.
 
-Hash indexes take the place of the largest whose entries lie anywhere; they have a third of the pages, and the release
-before finds the same rows by them. For the payloads see Note [Payloads are vacuumed while they are in memory] in
+Hash indexes replace the largest indexes of random ids. They have a third of the pages, and the release before finds the
+same rows by them. For the payloads see Note [Payloads are vacuumed while they are in memory] in
 schemas/inbox.py, and for the indexes Note [Large indexes are built ahead] in schemas/migrate.py.
 """
 

@@ -33,6 +33,7 @@ not drawn::
     │   ├── BudgetSpent
     │   └── StripeAway              whether the call did anything is not known
     ├── ProcessLost                 a process that did a part of a rebuild was killed
+    ├── NoRoomForFiles              the temporary disk is too full for a rebuild
     ├── ServicesError               the servers of `payfold up` cannot run
     │   ├── ServerMissing           no binary on this machine
     │   ├── ServerFailed            a server did not start

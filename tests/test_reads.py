@@ -1,5 +1,6 @@
 """The tables over HTTP: pages, filters, single rows, and their documentation."""
 
+import asyncio
 import base64
 import random
 import re
@@ -10,12 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import msgspec
 import psycopg
 import pytest
+from fastapi import APIRouter, FastAPI, Response
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from api.reads import Route
 from deploy.local.services import Services
 from tests.web import CLERK, OPERATOR, Web, event, serving, serving_many, settings_of
 
@@ -287,6 +292,44 @@ def test_unknown_route(shared: Web, path: str) -> None:
 
     assert response.status_code in {404, 401}
     assert response.headers["content-type"] == "application/problem+json"
+
+
+class Named(BaseModel):
+    """An answer with a field that may be left out."""
+
+    name: str | None = None
+    email: str | None = None
+
+
+def test_the_status_and_headers_of_a_route() -> None:
+    """A route that has a status of its own, or sets headers, answers with them, and with no field that is not set."""
+    app, router = FastAPI(), APIRouter(route_class=Route)
+
+    @router.get("/plain")
+    def plain() -> Named:
+        return Named(name="A")
+
+    @router.get("/accepted", status_code=202)
+    def accepted() -> Named:
+        return Named(name="A")
+
+    @router.get("/dated")
+    def dated(response: Response) -> Named:
+        response.headers["last-modified"] = "Mon, 30 Nov 2026 00:00:00 GMT"
+        return Named(name="A")
+
+    app.include_router(router)
+
+    async def answers() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop.example") as client:
+            return [await client.get(path) for path in ("/plain", "/accepted", "/dated")]
+
+    found = asyncio.run(answers())
+
+    assert [each.status_code for each in found] == [200, 202, 200]
+    assert [each.text for each in found] == ['{"name":"A"}'] * 3
+    assert {each.headers["content-type"] for each in found} == {"application/json"}
+    assert found[2].headers["last-modified"] == "Mon, 30 Nov 2026 00:00:00 GMT"
 
 
 def test_wrong_method(shared: Web) -> None:

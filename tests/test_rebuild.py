@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 import pytest
 from sqlalchemy import BigInteger, Engine, Table, text
 
@@ -92,20 +93,26 @@ def test_a_rebuild_equals_the_live_tables(shop: Engine, sizes: Sizes) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond *size* bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    """Let no file of this process and of those that it will fork grow beyond *size* bytes, as on a full disk."""
+    this = psutil.Process()
+    # The server that forks for a process with threads may be running, with limits of its own.
+    forking = [each for each in this.children() if any("forkserver" in part for part in each.cmdline())]
+    before = {each: resource.prlimit(each.pid, resource.RLIMIT_FSIZE) for each in (this, *forking)}
+    for each, (_, hard) in before.items():
+        resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        for each, limits in before.items():
+            resource.prlimit(each.pid, resource.RLIMIT_FSIZE, limits)
 
 
-def test_without_room_for_its_files(shop: Engine) -> None:
+@pytest.mark.parametrize("sizes", [rebuild.USUAL, MANY_PROCESSES])
+def test_without_room_for_its_files(shop: Engine, sizes: Sizes) -> None:
     """Where the disk is full, a rebuild ends with what to do, and folds nothing step by step."""
     with shadow.shadow(shop) as made:
         with files_of_at_most(1024), pytest.raises(rebuild.NoRoomForFiles, match="TMPDIR"):
-            rebuild.rebuild(made)
+            rebuild.rebuild(made, sizes=sizes)
 
         assert run(shop, f"SELECT to_regclass('{made.schema}.orders')") == [(None,)]
 

@@ -2,6 +2,12 @@
 
 A transaction that waits for several of them takes them in this order: folding, objects, appending. So no two
 transactions wait for each other.
+
+Note [The log is on disk before the lock is taken]
+    A commit waits until its transaction's log is on disk, and the lock to append is held to the end of the commit. A
+    batch on a long history logs ten megabytes, most of them pages that it changes first after a checkpoint. So it has
+    the log of its rows written before it takes the lock, while another batch may hold it, and the commit is left with
+    the log of its changes. The server must know how to write the log on request, as PostgreSQL does since 17.
 """
 
 import random
@@ -18,6 +24,9 @@ from schemas.events import Key
 _MIGRATION: Final = 7_041_776_001
 _UPGRADE: Final = 7_041_776_002
 _UPGRADE_POLL_SECONDS: Final = 0.2
+_ROWS_LOGGED_FIRST: Final = 100
+"""With fewer rows it would take longer to wait for the disk twice."""
+_WRITES_LOG_ON_REQUEST: Final = 170_000
 
 
 def _number(name: str) -> str:
@@ -68,8 +77,13 @@ def keep_others_from_folding(cursor: Cursor) -> None:
     cursor.execute(f"SELECT pg_advisory_xact_lock({_FOLD})")
 
 
-def keep_others_from_appending(cursor: Cursor) -> None:
-    """Keep other transactions from appending to ``changes`` until this transaction ends."""
+def keep_others_from_appending(cursor: Cursor, *, rows: int = 0) -> None:
+    """Keep other transactions from appending to ``changes`` until this transaction ends.
+
+    With many *rows* that it has saved, see Note [The log is on disk before the lock is taken].
+    """
+    if rows >= _ROWS_LOGGED_FIRST and cursor.connection.info.server_version >= _WRITES_LOG_ON_REQUEST:
+        cursor.execute("SELECT pg_logical_emit_message(false, 'payfold', '', true)")
     cursor.execute(f"SELECT pg_advisory_xact_lock({_CHANGES})")
 
 

@@ -48,7 +48,7 @@ def announce(cursor: Cursor, saved: Saved, reasons: Reasons) -> None:
     expired_items.add_lines(cursor, found)
     moved = _moved(saved, reasons)
     if (found or any(moved.values())) and not saved.is_alone:
-        keep_others_from_appending(cursor)
+        keep_others_from_appending(cursor, rows=len(saved.rows))
     append_changes(cursor, found + _refund_changes(cursor, moved))
 
 

@@ -360,7 +360,7 @@ def _settle(cursor: Cursor, saved: Saved, left_open: dict[Subject, Joined], reas
     ways = settling.moved(saved.rows, saved.known, saved.gone)
     if not left_open and not any(ways):
         return False
-    keep_others_from_appending(cursor)
+    keep_others_from_appending(cursor, rows=len(saved.rows))
     saved.is_alone = True
     own = left_open.keys() | saved.rows.keys() | set(saved.gone)
     found = [subject for subject in settling.found_by(cursor, ways) if subject not in own]

@@ -69,6 +69,8 @@ ROOM_LOCK: Final = "1s"
 """For this long a new partition waits for readers, since every statement that comes after it waits as well."""
 ROOM_BOUNDS: Final = database.BATCH._replace(statement=18)
 """Making a partition may take nearly as long as a transaction may: the rest is scanned for rows that belong in it."""
+REST_BYTES_MAX: Final = 2**30
+"""Of a larger rest the scan might not end in time, and would keep others from reading payloads at each attempt."""
 
 
 class Recorded(Enum):
@@ -366,12 +368,12 @@ def partitions(cursor: Cursor) -> list[str]:
     return [name for (name,) in cursor.fetchall()]
 
 
-def make_room(of: "Engine") -> int | None:
+def make_room(of: "Engine", *, rest_bytes_max: int = REST_BYTES_MAX) -> int | None:
     """Make the partitions that the next payloads will need, and return how many those are.
 
     A payload that comes before its partition is made is kept with the rest, so being late loses nothing. Where
-    partitions cannot be made (for now, because another session reads the whole table, or at all), that is logged, and
-    None is returned.
+    partitions cannot be made (for now, because another session reads the whole table, or at all, because more than
+    *rest_bytes_max* came too early), that is logged, and None is returned.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer.
@@ -379,16 +381,19 @@ def make_room(of: "Engine") -> int | None:
     try:
         with database.transaction(of, ROOM_BOUNDS) as connection, database.cursor(connection) as cursor:
             cursor.execute(f"SET LOCAL lock_timeout = '{ROOM_LOCK}'")
-            return _make_room(cursor)
+            return _make_room(cursor, rest_bytes_max)
     except database.DriverError as error:
         log.warning("payloads.no_room_made", reason=database.condition(error))
         return None
 
 
-def _make_room(cursor: Cursor) -> int:
+def _make_room(cursor: Cursor, rest_bytes_max: int) -> int | None:
     locks.keep_others_from_making_partitions(cursor)
     cursor.execute(_NEXT_PARTITION, {"size": PARTITION_EVENTS})
-    last, begins = cursor.fetchone() or (0, 0)
+    last, begins, rest_bytes = cursor.fetchone() or (0, 0, 0)
+    if begins <= last + PARTITION_EVENTS and rest_bytes > rest_bytes_max:
+        log.warning("payloads.no_room_made", reason="payloads_rest is too large to scan", bytes=rest_bytes)
+        return None
     made = 0
     while begins <= last + PARTITION_EVENTS:
         name = sql.Identifier(f"payloads_from_{begins}")
@@ -415,6 +420,6 @@ SELECT last, greatest(
         WHERE p.inhparent = 'payloads'::regclass AND c.relname ~ '^payloads_from_[0-9]+$'
     ),
     CASE WHEN EXISTS (SELECT FROM payloads_rest) THEN (last / %(size)s + 1) * %(size)s ELSE 0 END
-)
+), pg_relation_size('payloads_rest')
 FROM (SELECT coalesce(max(seq), 0) AS last FROM inbox) AS known
 """

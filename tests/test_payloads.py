@@ -2,6 +2,7 @@
 
 import pytest
 from sqlalchemy import Engine, text
+from structlog.testing import capture_logs
 
 from deploy.sandbox.samples import sample
 from schemas import database, inbox
@@ -110,6 +111,20 @@ def test_a_partition_that_comes_late(engine: Engine) -> None:
     assert ledger.rows(engine, "SELECT seq FROM payloads_rest") == [{"seq": 2_000_005}]
     assert ledger.rows(engine, "SELECT seq FROM payloads_from_3000000") == [{"seq": 3_000_001}]
     assert ledger.fold(engine) == 2
+
+
+def test_too_many_payloads_without_a_partition(engine: Engine) -> None:
+    """If more came without a partition than can be scanned in time, no partition is made, and all goes on."""
+    record_as(engine, 2_000_005)
+    with capture_logs() as logs:
+        made = inbox.make_room(engine, rest_bytes_max=8191)
+    record_as(engine, 3_000_001)
+
+    assert made is None
+    assert [each["event"] for each in logs] == ["payloads.no_room_made"]
+    assert partitions(engine) == FIRST
+    assert ledger.fold(engine) == 2
+    assert inbox.make_room(engine, rest_bytes_max=8192) == 1
 
 
 def test_making_a_partition_waits_for_no_lock(engine: Engine) -> None:

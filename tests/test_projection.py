@@ -1,9 +1,11 @@
 """From the inbox to the tables: the same set of events gives the same digest in any arrival."""
 
 import random
+import re
 import threading
 from itertools import permutations
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import msgspec
 import psycopg
@@ -444,3 +446,33 @@ def test_two_worlds_never_meet(engine: Engine) -> None:
     ):
         found = [(row["account"], row["livemode"]) for row in ledger.rows(engine, query)]
         assert found == [(account or "", livemode) for account, livemode in worlds]
+
+
+@pytest.mark.parametrize(("orders", "is_logged_first"), [(99, False), (100, True)])
+def test_a_large_batch_waits_for_the_disk_before_the_lock(
+    database_url: str, tmp_path: Path, orders: int, is_logged_first: bool
+) -> None:
+    """The log of many rows is written before the lock to append is taken; few rows wait for the disk at the end alone.
+
+    The statements are read from what is sent to PostgreSQL.
+    """
+    engine = database.engine(database_url, connections_max=1)
+    account = Account(seed=1)
+    for _ in range(orders):
+        account.complete(account.open_session())
+    ledger.record(engine, [ledger.delivery(event.body) for event in account.events])
+    trace = tmp_path / "trace"
+    with database.transaction(engine) as connection:
+        driver = cast("psycopg.Connection", connection.connection.driver_connection)
+        knows_how = driver.info.server_version >= 170_000
+
+    with trace.open("w") as sent:
+        driver.pgconn.trace(sent.fileno())
+        folded = ledger.fold(engine)
+        driver.pgconn.untrace()
+
+    statements = trace.read_text()
+    engine.dispose()
+    assert folded == orders
+    in_order = re.findall(r"SELECT pg_logical_emit_message|\|\| ' changes'", statements)
+    assert in_order == ["SELECT pg_logical_emit_message"] * (is_logged_first and knows_how) + ["|| ' changes'"]

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
 from deploy.sandbox.account import Account
-from schemas import broker, database
+from schemas import broker, database, inbox
 from schemas.settings import Settings
 from tests import ledger
 from tests.waiting import until
@@ -99,6 +99,20 @@ def test_a_sweep_folds_events_without_a_wake_up(celery: Celery, engine: Engine) 
         projection.project(cursor, claim(cursor, limit=1), now=ledger.NOW, fold_version=0)
 
     assert celery.tasks[broker.SWEEP]() == 2
+
+
+@pytest.mark.parametrize("job", [broker.FOLD, broker.SWEEP])
+def test_without_a_clock_there_is_room_for_the_next_payloads(celery: Celery, engine: Engine, job: str) -> None:
+    """The next partition of payloads is made by a sweep, and by folding as well, since no sweep may ever come."""
+    last = 2 * inbox.PARTITION_EVENTS - 1
+    ledger.execute(engine, f"ALTER TABLE inbox ALTER COLUMN seq RESTART WITH {last}")
+    with_links(engine, 1)
+
+    celery.tasks[job]()
+    with_links(engine, 2)
+
+    assert ledger.rows(engine, "SELECT count(*) AS found FROM payloads_rest") == [{"found": 0}]
+    assert ledger.rows(engine, "SELECT count(*) AS found FROM payloads") == [{"found": 2}]
 
 
 def test_the_sweep_comes_as_often_as_it_is_set(celery: Celery) -> None:

@@ -227,7 +227,7 @@ BREAKS = (
     Break(
         "an order and its charge do not wait for each other",
         PROJECTION,
-        "        return False\n    keep_others_from_appending(cursor)\n",
+        "        return False\n    keep_others_from_appending(cursor, rows=len(saved.rows))\n",
         "        return False\n",
     ),
     Break(

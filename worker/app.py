@@ -1,5 +1,6 @@
 """The Celery application and its tasks. Each task only opens the edges and calls the function that does the work."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,11 +32,34 @@ from worker.stripe_jobs.rounds import THREADS, JobContext, JobResult
 
 FOLD_SECONDS_MAX: Final = 5.0
 """A fold task ends after this and wakes its successor, so that a worker stops soon when it is asked to."""
+ROOM_SECONDS: Final = 30.0
+"""In this time far fewer events come than the partitions that are made ahead have room for."""
 
 DATABASE_CONNECTIONS_MAX: Final = THREADS + 2
 """One for each simultaneous call to Stripe, one for the job that makes them, and one for the heartbeats."""
 
 _log = structlog.get_logger()
+
+
+class Room:
+    """The partitions that the next payloads will need.
+
+    Without a clock no sweep comes as long as other messages do, so folding makes them as well.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._made_at = -math.inf
+
+    def make(self) -> None:
+        """Make them."""
+        self._made_at = time.monotonic()
+        inbox.make_room(self._engine)
+
+    def make_if_due(self) -> None:
+        """Make them, unless this process has lately."""
+        if time.monotonic() - self._made_at >= ROOM_SECONDS:
+            self.make()
 
 
 def create(
@@ -50,14 +74,20 @@ def create(
     apart: Apart = deque()
     portal_session = timedelta(minutes=settings.payfold_portal_session_minutes)
 
+    room = Room(engine)
+
     def fold() -> int:
         """Fold the pending events and return their number."""
-        return fold_until_done(app, engine, partner, apart, step=turns.step)
+        try:
+            room.make_if_due()
+        finally:
+            folded = fold_until_done(app, engine, partner, apart, step=turns.step)
+        return folded
 
     def sweep() -> int:
         """Make room, queue outdated events and the ends of portal sessions, then fold the pending events."""
         try:
-            inbox.make_room(engine)
+            room.make()
             with transaction(engine, BATCH) as connection, cursor(connection) as opened:
                 queued = queue_outdated(opened)
                 portal_clock.end_portal_sessions(opened, now=datetime.now(UTC), after=portal_session)

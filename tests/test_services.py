@@ -16,7 +16,7 @@ import redis
 
 from deploy.local.errors import FolderInUse, ServerMissing, UserRefused
 from deploy.local.leftovers import processes_in
-from deploy.local.postgres import RUN_AS_WAYS, Postgres, cache_megabytes, wal_megabytes
+from deploy.local.postgres import RUN_AS_WAYS, Postgres, bytes_for_log, cache_megabytes, wal_megabytes
 from deploy.local.server import first_binary
 from deploy.local.services import Services, embedded_services, running_services
 from deploy.local.valkey import Valkey
@@ -358,6 +358,16 @@ def test_pages_are_kept_in_a_share_of_the_memory(gigabytes: float, megabytes: in
 def test_a_full_disk_gets_no_large_log(gigabytes: int, megabytes: int) -> None:
     """Checkpoints are as rare as the disk allows, and never more frequent than PostgreSQL makes them by itself."""
     assert wal_megabytes(gigabytes * 1024**3) == megabytes
+
+
+def test_old_files_of_the_log_count_as_room(tmp_path: Path) -> None:
+    """PostgreSQL writes over the files of its log, so a disk that is full of them has room for as many."""
+    (tmp_path / "pg_wal").mkdir()
+    for number in (1, 2):
+        with (tmp_path / f"pg_wal/00000001000000000000000{number}").open("wb") as segment:
+            segment.truncate(2**40)
+
+    assert bytes_for_log(tmp_path) >= 2 * 2**40
 
 
 def test_memory_is_filled_again_after_a_restart(tmp_path: Path, postgres_bin: Path | None) -> None:

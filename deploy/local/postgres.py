@@ -168,7 +168,7 @@ class Postgres(Server):
             "max_connections": 100,
             "shared_buffers": f"{cache_megabytes(_memory_bytes())}MB",
             "checkpoint_timeout": f"{CHECKPOINT_MINUTES}min",
-            "max_wal_size": f"{wal_megabytes(self._bytes_for_log())}MB",
+            "max_wal_size": f"{wal_megabytes(bytes_for_log(self._working_folder))}MB",
             # PostgreSQL then reads after a restart what was in its memory before; else each order waits for the disk.
             "shared_preload_libraries": WARMER if warming else "",
             "timezone": "UTC",
@@ -178,11 +178,6 @@ class Postgres(Server):
             "fsync": forced_to_disk,
             "full_page_writes": forced_to_disk,
         }
-
-    def _bytes_for_log(self) -> int:
-        """Return how much of the disk is free, or taken by the log already: it writes over its old files."""
-        kept = sum(path.stat().st_size for path in (self._working_folder / "pg_wal").glob("[0-9A-F]*"))
-        return shutil.disk_usage(self._working_folder).free + kept
 
     def _is_ready(self, process_id: int) -> bool:
         """Return whether the server's own process file reports it ready."""
@@ -251,6 +246,11 @@ def _memory_bytes() -> int:
     except OSError:
         return whole
     return min(whole, int(limit)) if limit.isdigit() else whole
+
+
+def bytes_for_log(folder: Path) -> int:
+    """Return how much of the disk of the data *folder* is free, or has old files of the log, which it writes over."""
+    return shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("pg_wal/[0-9A-F]*"))
 
 
 def wal_megabytes(free_bytes: int) -> int:

@@ -177,11 +177,10 @@ def in_world(table: Table, *, account: str | None, livemode: bool | None) -> lis
 
 @cache
 def _indexed(table: Table) -> frozenset[str]:
-    """Return the columns of *table* by which an index finds rows only if account and mode are known."""
+    """Return the columns of *table* by which an index finds rows once account and mode are known."""
     keys: list[Iterable[object]] = [table.primary_key.columns, *(index.expressions for index in table.indexes)]
     leads = [[part.name for part in key if isinstance(part, Column)] for key in keys]
-    alone = {names[0] for names in leads if len(names) == 1}
-    return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3]) - alone
+    return frozenset(column for names in leads if names[:2] == ["account", "livemode"] for column in names[2:3])
 
 
 @cache

@@ -166,16 +166,6 @@ def _of_one(table: str, column: str) -> Index:
     return Index(f"{table}_{column}", "account", "livemode", column, postgresql_where=text(f"{column} IS NOT NULL"))
 
 
-def _by_hash(name: str, column: str) -> Index:
-    """Return the index that finds the few rows of one other object, among so many objects that its size matters.
-
-    Ids of Stripe's objects come in no order, so each new entry reads and logs another page. A hash index has a third
-    of the pages, since it keeps four bytes of each id. Rows of one id are chained: where an id may have a great many,
-    as a customer has, each new one would have to read the whole chain.
-    """
-    return Index(name, column, postgresql_using="hash")
-
-
 def _of_any_world(table: str, column: str) -> Index:
     """Return the index that finds rows by a name that people write down, which is seldom in several worlds."""
     return Index(f"{table}_{column}", column, postgresql_where=text(f"{column} IS NOT NULL"))
@@ -240,7 +230,7 @@ inbox = Table(
     Index("inbox_type", "type", "received_at", "seq"),
     Index("inbox_source", "source", "received_at", "seq", postgresql_where=text("source <> 'webhook'")),
     # Refolding an object reads all its events.
-    _by_hash("inbox_object", "object_id"),
+    Index("inbox_object", "account", "livemode", "object_id", postgresql_where=text("object_id IS NOT NULL")),
     # The clock looks for events that only name their object.
     Index("inbox_thin", "received_at", postgresql_where=text("type LIKE 'v_.%'")),
     # A claim asks of each event whether an operator has set it aside.
@@ -494,7 +484,7 @@ orders = _projection(
     ),
     _of_one("orders", "payment_link"),
     _of_one("orders", "customer"),
-    _by_hash("orders_payment_intent", "payment_intent"),
+    _of_one("orders", "payment_intent"),
     _of_one("orders", "invoice"),
     # A person finds an order by the shop's own key, by its buyer, and by its amount, the newest first.
     _of_any_world("orders", "client_reference_id"),
@@ -701,7 +691,7 @@ charges = _projection(
     Column("amount_refunded", BigInteger),
     Column("refunded", Boolean),
     Column("disputed", Boolean),
-    _by_hash("charges_payment_intent", "payment_intent"),
+    _of_one("charges", "payment_intent"),
     _of_one("charges", "invoice"),
     **_UPDATED,
 )

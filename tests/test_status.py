@@ -437,7 +437,22 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
 
     found = read(engine)
 
-    behind = ["0009", "0010", "0011", "0012", "0013", "0014", "0015", "0016", "0017", "0018", "0019", "0020", "0021"]
+    behind = [
+        "0009",
+        "0010",
+        "0011",
+        "0012",
+        "0013",
+        "0014",
+        "0015",
+        "0016",
+        "0017",
+        "0018",
+        "0019",
+        "0020",
+        "0021",
+        "0022",
+    ]
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", behind, None, None)
 
 

@@ -48,7 +48,7 @@ class Route(APIRoute):
     """A route that leaves unset fields out of its answer: personal data is not set for a token that may not see it."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:  # noqa: ANN401 - FastAPI's own
-        # FastAPI drops a status and headers of the route where the answer is ready, so it writes those answers.
+        # A ready answer would go out without the status and headers of its route, so FastAPI writes such an answer.
         is_plain = more.get("status_code") is None and Response not in get_type_hints(endpoint).values()
         if set(more.get("methods") or ()) == {"GET"} and is_plain and not iscoroutinefunction(endpoint):
             endpoint = _written(endpoint)

@@ -107,7 +107,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
             resource.prlimit(each.pid, resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("sizes", [rebuild.USUAL, MANY_PROCESSES])
+@pytest.mark.parametrize("sizes", [rebuild.USUAL, MANY_PROCESSES], ids=["one process", "many processes"])
 def test_without_room_for_its_files(shop: Engine, sizes: Sizes) -> None:
     """Where the disk is full, a rebuild ends with what to do, and folds nothing step by step."""
     with shadow.shadow(shop) as made:

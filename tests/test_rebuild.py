@@ -94,17 +94,23 @@ def test_a_rebuild_equals_the_live_tables(shop: Engine, sizes: Sizes) -> None:
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """Let no file of this process and of those that it will fork grow beyond *size* bytes, as on a full disk."""
-    this = psutil.Process()
-    # The server that forks for a process with threads may be running, with limits of its own.
-    forking = [each for each in this.children() if any("forkserver" in part for part in each.cmdline())]
-    before = {each: resource.prlimit(each.pid, resource.RLIMIT_FSIZE) for each in (this, *forking)}
-    for each, (_, hard) in before.items():
-        resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (size, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files((size, hard))
     try:
         yield
     finally:
-        for each, limits in before.items():
-            resource.prlimit(each.pid, resource.RLIMIT_FSIZE, limits)
+        limit_files((soft, hard))
+
+
+def limit_files(limits: tuple[int, int]) -> None:
+    """Limit the files of this process, and of the server that forks for it once it has threads.
+
+    That server lives as long as this process, and if it began within a limit it hands that one on.
+    """
+    this = psutil.Process()
+    forking = [each for each in this.children() if any("forkserver" in part for part in each.cmdline())]
+    for each in (this, *forking):
+        resource.prlimit(each.pid, resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("sizes", [rebuild.USUAL, MANY_PROCESSES], ids=["one process", "many processes"])

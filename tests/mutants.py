@@ -41,7 +41,7 @@ _OF_JOINS: Final = ("arithmetic", "comparison", "condition", "flag", "function",
 EXPLAIN: Final = "worker/proof/explain.py"
 VIEWS: Final[Mapping[str, str]] = {
     "schemas/migrations/versions/0001_spine.py": "CREATE VIEW payment_link_funnel",
-    "schemas/migrations/versions/0010_true_rows.py": "CREATE OR REPLACE VIEW order_book",
+    "schemas/migrations/versions/0023_book_by_keys.py": "CREATE OR REPLACE VIEW order_book",
 }
 """By file: the start of the statement that makes the present view."""
 

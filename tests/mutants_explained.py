@@ -13,7 +13,7 @@ _BINARY: Final = "both formats of the driver give the same values"
 _ALWAYS_AMOUNTS: Final = "every step of a balance has whole amounts, and one of the ledger those before it too"
 _LISTED: Final = "the values under such names are mappings, and no other value of a note is one"
 
-_BOOK: Final = "schemas/migrations/versions/0010_true_rows.py order_book: "
+_BOOK: Final = "schemas/migrations/versions/0023_book_by_keys.py order_book: "
 
 EXPLAINED: Final[Mapping[str, str]] = {
     'worker/folds/charge.py _rank_of: "released_at" -> "as_of"': _FOLDED_AGAIN,

@@ -55,7 +55,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "mending": ("rules", "customer", "invoice", "portal", "checkout_session"),
     "explain": ("explanations", "explain", "checkout_session"),
     "0001_spine": ("link_funnel",),
-    "0010_true_rows": ("order_book", "refunded"),
+    "0023_book_by_keys": ("order_book", "refunded"),
 }
 """By file: the ``tests/test_literals_*`` that run first, the likeliest to notice before the others."""
 THEN: Final[dict[str, tuple[str, ...]]] = {
@@ -67,7 +67,7 @@ THEN: Final[dict[str, tuple[str, ...]]] = {
     "invoice": ("old_shapes", "order_book"),
     "payment": ("settling",),
     "explain": ("explain",),
-    "0010_true_rows": ("order_book", "refunds_of_orders"),
+    "0023_book_by_keys": ("order_book", "refunds_of_orders"),
 }
 """By file: what other tests are run where those notice nothing."""
 OF_JOINS: Final[dict[str, tuple[str, ...]]] = {

@@ -23,7 +23,6 @@ from schemas.events import Key
 # A schema to migrate may not exist yet, so this lock has one number for all. It is ours to choose and means nothing.
 _MIGRATION: Final = 7_041_776_001
 _UPGRADE: Final = 7_041_776_002
-_UPGRADE_POLL_SECONDS: Final = 0.2
 _ROWS_LOGGED_FIRST: Final = 100
 """With fewer rows it would take longer to wait for the disk twice."""
 _WRITES_LOG_ON_REQUEST: Final = 170_000
@@ -47,19 +46,13 @@ def keep_others_from_migrating(cursor: Cursor) -> None:
     cursor.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
 
 
-def keep_others_from_upgrading(cursor: Cursor) -> None:
-    """Wait for others that bring the schema to this release, then keep others from it until this transaction ends.
+def keep_others_from_upgrading(cursor: Cursor) -> bool:
+    """Return whether no other brings the schema to this release, and keep others from it until this transaction ends.
 
-    A statement that waits would hold a snapshot, and an index that is built concurrently waits for older snapshots. So
-    would one with parameters, until the next one.
+    It does not wait: see Note [No transaction waits for the schema] in schemas/migrate.py.
     """
-    cursor.execute(_TRY_UPGRADE)
-    while cursor.fetchone() != (True,):
-        time.sleep(_UPGRADE_POLL_SECONDS)
-        cursor.execute(_TRY_UPGRADE)
-
-
-_TRY_UPGRADE: Final = f"SELECT pg_try_advisory_xact_lock({_UPGRADE})"
+    cursor.execute(f"SELECT pg_try_advisory_xact_lock({_UPGRADE})")
+    return cursor.fetchone() == (True,)
 
 
 def keep_others_from_making_partitions(cursor: Cursor) -> None:

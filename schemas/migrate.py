@@ -8,9 +8,17 @@ Note [Large indexes are built ahead]
     ``BUILT`` the indexes to build before it, and in ``DROPPED`` those to drop then, both concurrently: deliveries and
     folding go on, and these wait for older transactions, however long they take. The migrations before it are committed
     by then. A build that was interrupted leaves an invalid index, which the next run replaces; complete ones stay.
+
+Note [No transaction waits for the schema]
+    An index that is built concurrently waits for each transaction that had a snapshot when it looked, to the end of
+    that transaction, even if the snapshot is long gone. Who waits for the builder within a transaction has a snapshot
+    at each look. If both look at the same moment, each waits for the other, and PostgreSQL sees no deadlock, since the
+    builder's lock is held by another of its connections. So each look is a transaction of its own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_POLL_SECONDS: Final = 0.2
 
 
 def _config() -> "Config":
@@ -79,8 +88,7 @@ def upgrade(database_url: str) -> list[str]:
     """
     engine = database.engine(database_url, prepare_after=database.NEVER)
     try:
-        with database.transaction(engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-            locks.keep_others_from_upgrading(cursor)
+        with _alone(engine):
             # In a transaction of its own: a query with parameters keeps its snapshot after its end, until the next one.
             with database.transaction(engine) as reading:
                 applied = pending(reading)
@@ -90,6 +98,17 @@ def upgrade(database_url: str) -> list[str]:
             return applied
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _alone(engine: "Engine") -> Iterator[None]:
+    """Wait for others that bring the schema to this release, and keep others from it until the block ends."""
+    while True:
+        with database.transaction(engine, may_idle=True) as connection, database.cursor(connection) as cursor:
+            if locks.keep_others_from_upgrading(cursor):
+                yield
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 def _parts(revisions: Iterable[str]) -> list[list[str]]:

@@ -120,6 +120,12 @@ with shadow.shadow(engine) as made, database.transaction(engine, may_idle=True) 
 """
 
 
+LOCKED = """
+SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database
+WHERE locktype = 'advisory' AND datname = current_database()
+"""
+
+
 def test_what_a_killed_rebuild_leaves_is_dropped_by_the_next(engine: Engine, database_url: str) -> None:
     """The tables of a rebuild are dropped by the next one once its process is gone, and not before."""
     command, settings = [sys.executable, "-c", FILLING], environment({"DATABASE_URL": database_url})
@@ -129,7 +135,7 @@ def test_what_a_killed_rebuild_leaves_is_dropped_by_the_next(engine: Engine, dat
         with shadow.shadow(engine):
             assert schema in _schemas(engine)
         filling.kill()
-    until(lambda: not ledger.rows(engine, "SELECT FROM pg_locks WHERE locktype = 'advisory'"))
+    until(lambda: not ledger.rows(engine, LOCKED))
 
     with shadow.shadow(engine) as made:
         assert _schemas(engine) == {made.schema}

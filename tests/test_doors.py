@@ -356,13 +356,18 @@ def waits_in(database_url: str) -> bool:
         return connection.execute(looks).fetchone() != (0,)
 
 
+UNGRANTED = """
+SELECT 1 FROM pg_locks JOIN pg_database AS d ON d.oid = database WHERE NOT granted AND datname = current_database()
+"""
+
+
 def test_ends_in_mid_delivery(environment: dict[str, str]) -> None:
     """A stopping process answers deliveries that wait for a lock or a body, and then ends."""
     with running(environment) as process, held(environment["DATABASE_URL"]) as blocker:
         raws = [process.send(posted(event(number))) for number in range(3)]
         raws.append(process.send(head("POST", PATH, WITHOUT_TOKEN, "Content-Length: 100"), b"{"))
         # Within a transaction pg_stat_activity does not change, so WAITS_FOR_A_LOCK would not do.
-        until(lambda: blocker.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
+        until(lambda: blocker.execute(UNGRANTED).fetchone())
         assert process.stop() < STOP_SECONDS_MAX
         assert [status(raw.answer()) for raw in raws] == [503, 503, 503, 408]
 

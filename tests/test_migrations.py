@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
-from schemas import database, migrate, tables
+from schemas import database, locks, migrate, tables
 from tests import histories, ledger, waiting
 from tests.command import payfold
 
@@ -143,6 +143,35 @@ def test_two_at_once(empty_url: str) -> None:
         thread.join()
 
     assert sorted(map(len, applied)) == [0, 0, 0, len(max(applied))]
+
+
+def test_waiting_for_another_migration(empty_url: str) -> None:
+    """Who waits for another migration is in no transaction between two looks at its lock."""
+    engine = database.engine(empty_url)
+    looks: set[object] = set()
+    with ThreadPoolExecutor(1) as upgrading:
+        with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+            assert locks.keep_others_from_upgrading(cursor)
+            known = [row["pid"] for row in ledger.rows(engine, SESSIONS, known=[])]
+            applied = upgrading.submit(migrate.upgrade, empty_url)
+
+            def has_looked_often() -> bool:
+                found = ledger.rows(engine, SESSIONS, known=known)
+                looks.update(row["query_start"] for row in found if row["state"] == "idle")
+                return len(looks) >= LOOKS
+
+            waiting.until(has_looked_often)
+            assert not applied.done()
+        assert applied.result()[0] == "0001"
+    engine.dispose()
+
+
+SESSIONS = """
+SELECT pid, state, query_start FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid <> ALL (CAST(:known AS int[]))
+"""
+LOOKS = 5
+"""More than a session needs to begin."""
 
 
 def test_a_backup_is_under_way(engine: Engine, database_url: str) -> None:

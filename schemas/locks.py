@@ -46,8 +46,8 @@ def keep_others_from_migrating(cursor: Cursor) -> None:
     cursor.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION})")
 
 
-def keep_others_from_upgrading(cursor: Cursor) -> bool:
-    """Return whether no other brings the schema to this release, and keep others from it until this transaction ends.
+def try_to_keep_others_from_upgrading(cursor: Cursor) -> bool:
+    """Keep others from bringing the schema to this release until this transaction ends; return False if one is at it.
 
     It does not wait: see Note [No transaction waits for the schema] in schemas/migrate.py.
     """

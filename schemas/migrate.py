@@ -105,7 +105,7 @@ def _alone(engine: "Engine") -> Iterator[None]:
     """Wait for others that bring the schema to this release, and keep others from it until the block ends."""
     while True:
         with database.transaction(engine, may_idle=True) as connection, database.cursor(connection) as cursor:
-            if locks.keep_others_from_upgrading(cursor):
+            if locks.try_to_keep_others_from_upgrading(cursor):
                 yield
                 return
         time.sleep(_POLL_SECONDS)

@@ -151,7 +151,7 @@ def test_waiting_for_another_migration(empty_url: str) -> None:
     looks: set[object] = set()
     with ThreadPoolExecutor(1) as upgrading:
         with database.transaction(engine) as connection, database.cursor(connection) as cursor:
-            assert locks.keep_others_from_upgrading(cursor)
+            assert locks.try_to_keep_others_from_upgrading(cursor)
             known = [row["pid"] for row in ledger.rows(engine, SESSIONS, known=[])]
             applied = upgrading.submit(migrate.upgrade, empty_url)
 

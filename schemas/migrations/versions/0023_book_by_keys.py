@@ -222,4 +222,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Make the view that revision 0010 made."""
-    op.execute(context.script.get_revision("0010").module._BOOK)  # noqa: SLF001 - the same text
+    op.execute(context.script.get_revision("0010").module._BOOK)  # noqa: SLF001 - the view's text there

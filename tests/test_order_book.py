@@ -314,3 +314,36 @@ def test_the_view_is_the_rule(engine: Engine, request: pytest.FixtureRequest) ->
     assert differing == []
     assert {status for _, status, _ in wanted.values()} == {None, "none", "partial", "full"}
     assert sum(amount is None for amount, _, _ in wanted.values()) < ORDERS // 2
+
+
+def test_a_charge_that_is_found_in_two_ways(engine: Engine) -> None:
+    """A charge without an intent that its invoice's payment names, and that names the invoice itself, counts once."""
+    order = {
+        "id": "cs_1",
+        "currency": SHOP,
+        "amount_total": 500,
+        "payment_intent": None,
+        "invoice": "in_1",
+        "lines_complete": False,
+        "as_of": at(1_700_000_000),
+    }
+    charge = {
+        "id": "ch_1",
+        "payment_intent": None,
+        "invoice": "in_1",
+        "status": "succeeded",
+        "currency": SHOP,
+        "amount": 500,
+        "captured": True,
+        "amount_captured": 500,
+        "captured_at": at(1_700_000_000),
+        "amount_refunded": 200,
+        "refunded": False,
+        "as_of": at(1_700_000_000),
+    }
+    payment = {"id": "inpay_1", "invoice": "in_1", "charge": "ch_1", "as_of": at(1_700_000_000)}
+    rows = {"charges": [charge], "refunds": [], "invoice_payments": [payment], "disputes": []}
+
+    written(engine, [Case(order, rows)])
+
+    assert dict(books(engine)) == {"cs_1": (200, "partial", 0)}

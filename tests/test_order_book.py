@@ -342,7 +342,7 @@ def test_a_charge_that_is_found_in_two_ways(engine: Engine) -> None:
         "as_of": at(1_700_000_000),
     }
     payment = {"id": "inpay_1", "invoice": "in_1", "charge": "ch_1", "as_of": at(1_700_000_000)}
-    rows = {"charges": [charge], "refunds": [], "invoice_payments": [payment], "disputes": []}
+    rows: dict[str, list[Row]] = {"charges": [charge], "refunds": [], "invoice_payments": [payment], "disputes": []}
 
     written(engine, [Case(order, rows)])
 

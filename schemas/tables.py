@@ -469,6 +469,7 @@ orders = _projection(
     Column("lines_complete", Boolean, nullable=False, server_default=false()),
     _one_of("status", ORDER_STATUSES),
     _newest("orders"),
+    Index("orders_status", "status", text(f"{NEWEST} DESC"), text("id DESC")),
     # The clock looks for sessions that have been open for too long.
     Index("orders_open", "account", "livemode", "created", postgresql_where=text("status = 'open'")),
     # Orders of which their session leaves open whether they are paid, found by their charges.

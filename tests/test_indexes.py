@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, Row, Select, Table, select, text
+from sqlalchemy import Engine, Row, Select, Table, event, select, text
 
 from api import trace
 from api.reads import OrderFilters
@@ -78,6 +79,7 @@ ASKED: Final = {
         "SELECT id FROM reconciliation_requests WHERE state = 'waiting'",
     ),
     "orders_newest": ("GET /v1/orders", f"SELECT * FROM orders {PAGE}"),
+    "orders_status": ("GET /v1/orders?status=", f"SELECT * FROM orders WHERE status = 'failed' {PAGE}"),
     "orders_open": (
         "sessions that have been open for too long (expiry)",
         f"SELECT id FROM orders WHERE status = 'open' AND {WORLD} AND created < now() ORDER BY created",
@@ -299,6 +301,18 @@ def test_a_time_is_found_by_the_index_that_a_list_pages_by(engine: Engine, field
     found, pages = rows_and_pages(engine, query)
 
     assert found == []
+    assert pages < PAGES_MAX
+
+
+@pytest.mark.parametrize("last_paid", [ROWS * 3 // 4, 30], ids=["usual status", "rare status"])
+def test_orders_of_a_status_are_found_behind_many_of_another(engine: Engine, last_paid: int) -> None:
+    """A page of orders of one status reads no others, also where thousands of newer ones have another status."""
+    paid = f"n <= {last_paid} AND n %% 5 > 0"
+    fill(engine, _MANY_ORDERS.replace("'paid'", f"CASE WHEN {paid} THEN 'paid' ELSE 'failed' END"))
+
+    found, pages = rows_and_pages(engine, lookup.newest_keys([], status="paid", limit=20))
+
+    assert [row.id for row in found] == [f"cs_{n}" for n in range(last_paid, 0, -1) if n % 5][:20]
     assert pages < PAGES_MAX
 
 
@@ -731,3 +745,27 @@ def explained(engine: Engine, query: Select[Any], settings: str, *, options: str
         cursor.execute(settings)
         cursor.execute(f"EXPLAIN {options} {statement}")
         return [line for (line,) in cursor.fetchall()]
+
+
+def test_a_page_of_orders_is_of_one_moment(database_url: str) -> None:
+    """An order that changes while its page is read is shown as it was when it was found."""
+    reader = database.engine(database_url, connections_max=1)
+    with psycopg.connect(database_url, autocommit=True) as writer:
+        writer.execute(
+            "INSERT INTO orders (account, livemode, id, status, as_of, event_id)"
+            " SELECT '', true, 'cs_' || n, 'open', now(), 'evt_1' FROM generate_series(1, 3) AS n"
+        )
+
+        @event.listens_for(reader, "after_cursor_execute")
+        def changes(*_: object) -> None:
+            writer.execute("UPDATE orders SET status = 'paid' WHERE id = 'cs_2'")
+
+        with database.transaction(reader) as connection:
+            # Several orders without a time follow each other by their ids.
+            found = lookup.newest_orders(connection, [], status="open", limit=9)
+            later = connection.execute(text("SELECT status FROM orders WHERE id = 'cs_2'")).scalar_one()
+        now = writer.execute("SELECT status FROM orders WHERE id = 'cs_2'").fetchone()
+    reader.dispose()
+
+    assert [(row["id"], row["status"]) for row in found] == [("cs_3", "open"), ("cs_2", "open"), ("cs_1", "open")]
+    assert (later, now) == ("open", ("paid",))

@@ -453,6 +453,7 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
         "0021",
         "0022",
         "0023",
+        "0024",
     ]
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", behind, None, None)
 

@@ -48,13 +48,12 @@ def orders_list(  # noqa: PLR0913, PLR0917 - an option each
     from deploy.commands.orders_found import print_list
 
     given: dict[str, object] = {
-        "status": status,
         "customer": customer,
         "payment_link": payment_link,
         "invoice": invoice,
     }
     given |= {"client_reference_id": reference, "account": account, "livemode": livemode}
-    print_list(given, email=email, since=since, until=until, limit=limit, form=form)
+    print_list(given, status=status, email=email, since=since, until=until, limit=limit, form=form)
 
 
 @app.command("search")

@@ -19,6 +19,7 @@ _ORDER_COLUMNS: Final = (
 def print_list(
     given: Mapping[str, object],
     *,
+    status: str | None,
     email: str | None,
     since: datetime | None,
     until: datetime | None,
@@ -30,8 +31,7 @@ def print_list(
     wanted += lookup.created_within(tables.orders, utc(since), utc(until))
     wanted += [] if email is None else [lookup.has_email(tables.orders.c.customer_email, email)]
     with opened_database() as engine, database.transaction(engine) as connection:
-        query = lookup.newest(tables.orders, wanted, limit=limit, shown=tables.order_book)
-        found = [dict(row) for row in connection.execute(query).mappings()]
+        found = [dict(row) for row in lookup.newest_orders(connection, wanted, status=status, limit=limit)]
     shown = _ORDER_COLUMNS if form is Format.TABLE else [column.name for column in tables.order_book.c]
     output.rows([_as_shown(row, form) for row in found], shown, form, empty="No such order.")
 

@@ -119,13 +119,15 @@ def bounds_of(engine: Engine) -> Bounds:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine, *, by_keys: bool = False) -> Iterator[Connection]:
     """Open a transaction that is bounded in time, also behind another session's lock or a silent network.
+
+    *by_keys* is whether all its queries find rows by their keys alone.
 
     Raises:
         DatabaseAway: PostgreSQL does not answer, or not in time.
     """
-    with in_time(), transaction(engine, bounds_of(engine)) as connection:
+    with in_time(), transaction(engine, bounds_of(engine), by_keys=by_keys) as connection:
         yield connection
 
 
@@ -270,9 +272,9 @@ def show_order(
     request: Request, order_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.OrderWithLines:
     """Show one order with its lines."""
-    with reading(request.app.state.engine) as connection:
+    with reading(request.app.state.engine, by_keys=True) as connection:
         order = row_of(connection, tables.order_book, order_id, account, livemode)
-        lines = _lines(connection, tables.order_lines, tables.order_lines.c.order_id, order)
+        lines = lookup.lines_of(connection, tables.order_lines, "order_id", order)
     shown = [answers.OrderLine.of(line, personal=sees) for line in lines]
     return answers.OrderWithLines.of({**order, "lines": shown}, personal=sees)
 
@@ -314,18 +316,11 @@ def show_credit_note(
     request: Request, note_id: Id, sees: SeesPersonalData, account: Account = None, livemode: Livemode = None
 ) -> answers.CreditNoteWithLines:
     """Show one credit note with its lines."""
-    with reading(request.app.state.engine) as connection:
+    with reading(request.app.state.engine, by_keys=True) as connection:
         note = row_of(connection, tables.credit_notes, note_id, account, livemode)
-        lines = _lines(connection, tables.credit_note_lines, tables.credit_note_lines.c.credit_note, note)
+        lines = lookup.lines_of(connection, tables.credit_note_lines, "credit_note", note)
     shown = [answers.CreditNoteLine.of(line, personal=sees) for line in lines]
     return answers.CreditNoteWithLines.of({**note, "lines": shown}, personal=sees)
-
-
-def _lines(connection: Connection, table: Table, owner: ColumnElement[Any], row: Any) -> Sequence[Any]:  # noqa: ANN401 - a row's mapping
-    """Return the rows of *table* that name *row* in the column *owner*."""
-    world = (table.c.account == row["account"], table.c.livemode == row["livemode"])
-    query = select(table).where(*world, owner == row["id"]).order_by(table.c.id)
-    return connection.execute(query).mappings().all()
 
 
 @router.get("/refunds", tags=["refunds"])
@@ -445,7 +440,7 @@ def list_anomalies(
 
 def one(request: Request, table: Table, key: str, account: str | None, livemode: bool | None) -> Any:  # noqa: ANN401, FBT001 - a row's mapping, and a part of the address
     """Return the row of *table* with the id *key*, in the world that was asked for."""
-    with reading(request.app.state.engine) as connection:
+    with reading(request.app.state.engine, by_keys=True) as connection:
         return row_of(connection, table, key, account, livemode)
 
 

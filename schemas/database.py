@@ -55,6 +55,9 @@ PREPARE_AFTER: Final = 4
 NEVER: Final = 2**31
 """For ``prepare_after``: only ``by_key`` prepares, since one plan for all values of a filter is bad for some."""
 _PREPARED: Final = "payfold_prepared"
+_BY_KEYS: Final = "payfold_by_keys"
+# Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does.
+_ONE_PLAN: Final = "SET LOCAL plan_cache_mode = force_generic_plan"
 _NEW: Final = "payfold_new"
 BACKEND: Final = "SELECT pg_backend_pid()"
 # A peer that is gone is found out after 25 seconds without a byte.
@@ -161,9 +164,8 @@ def is_direct(driver: Driver) -> bool:
 
 def by_key(connection: "Connection", query: "Select[Any]", given: Mapping[str, Any]) -> "CursorResult[Any]":
     """Execute *query*, which finds rows by their keys alone, by one plan for all values."""
-    if driver_of(connection).prepare_threshold is not None:
-        # Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does.
-        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+    if driver_of(connection).prepare_threshold is not None and _BY_KEYS not in connection.get_execution_options():
+        connection.exec_driver_sql(_ONE_PLAN)
     return connection.execute(query, given, execution_options={_PREPARED: True})
 
 
@@ -183,12 +185,15 @@ def _execute(cursor: Cursor, statement: LiteralString, parameters: Any, context:
 
 
 @contextmanager
-def transaction(of: "Engine", bounds: Bounds | None = None, *, may_idle: bool = False) -> "Iterator[Connection]":
+def transaction(
+    of: "Engine", bounds: Bounds | None = None, *, may_idle: bool = False, by_keys: bool = False
+) -> "Iterator[Connection]":
     """Open one transaction, committed at the end and rolled back on an error.
 
     With *bounds* PostgreSQL ends a statement or a transaction that takes too long; if PostgreSQL is silent, this
     process ends it. With *may_idle* PostgreSQL does not end the transaction for waiting on us, as hosts configure it
-    to do. That is for the few transactions that keep one snapshot while other work goes on.
+    to do. That is for the few transactions that keep one snapshot while other work goes on. *by_keys* is whether all
+    its queries find rows by their keys alone: ``by_key`` then sets nothing more.
 
     Raises:
         DatabaseAway: when PostgreSQL does not answer, goes away during the transaction, or takes no writes.
@@ -197,10 +202,14 @@ def transaction(of: "Engine", bounds: Bounds | None = None, *, may_idle: bool = 
         with _connected(of) as connection, _watched(connection, None if bounds is None else bounds.whole):
             try:
                 with connection.begin():
-                    if bounds is not None:
-                        connection.exec_driver_sql(_limits(bounds))
+                    wanted = [] if bounds is None else [_limits(bounds)]
                     if may_idle:
-                        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+                        wanted.append("SET LOCAL idle_in_transaction_session_timeout = 0")
+                    if by_keys:
+                        connection.execution_options(**{_BY_KEYS: True})
+                        wanted += [_ONE_PLAN] if driver_of(connection).prepare_threshold is not None else []
+                    if wanted:
+                        connection.exec_driver_sql("; ".join(wanted))
                     yield connection
             except refusals() as error:
                 if not is_fault_of_data(error):

@@ -86,6 +86,19 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
     return select(of_each).select_from(worlds.join(of_each, true())).limit(FOUND_MAX)
 
 
+def lines_of(connection: Connection, table: Table, owner: str, row: Mapping[str, Any]) -> Sequence[RowMapping]:
+    """Return the rows of *table* that name *row* in the column *owner*, by their ids."""
+    given = {"owner": row["id"], "account": row["account"], "livemode": row["livemode"]}
+    return by_key(connection, _of_owner(table, owner), given).mappings().all()
+
+
+@cache
+def _of_owner(table: Table, owner: str) -> Select[Any]:
+    """Return the query of ``lines_of`` by ``account``, ``livemode`` and ``owner``, cached as ``query_of`` is."""
+    world = [table.c[name] == bindparam(name) for name in _KEY[:2]]
+    return select(table).where(*world, table.c[owner] == bindparam("owner")).order_by(table.c.id)
+
+
 def world_of(
     connection: Connection, object_id: str, *, account: str | None, livemode: bool | None
 ) -> tuple[str, bool]:  # fmt: skip

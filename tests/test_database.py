@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, Select, bindparam, column, select, text
+from sqlalchemy import Connection, Engine, Select, bindparam, column, event, select, text
 from sqlalchemy.exc import NotSupportedError
 
 from schemas import background, database
@@ -124,6 +124,39 @@ def test_statements_are_prepared_only_without_a_pooler(database_url: str) -> Non
         assert _statements_prepared(pooled) == 0
         for engine in (direct, by_key_only, pooled):
             engine.dispose()
+
+
+def _generic_plans_and_settings(engine: Engine) -> tuple[list[int], list[str]]:
+    """Read twice by key in a transaction that reads by keys alone; return its plans for all values, and its settings."""
+    sent: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def seen(_: object, __: object, statement: str, *more: object) -> None:
+        sent.append(statement)
+
+    with database.transaction(engine, SOON, by_keys=True) as connection:
+        for wanted in (1, 2):
+            assert database.by_key(connection, READ, {"wanted": wanted}).scalars().all() == [wanted]
+        plans = list(connection.execute(text("SELECT generic_plans FROM pg_prepared_statements")).scalars())
+    return plans, [statement for statement in sent if statement.startswith("SET")]
+
+
+def test_a_transaction_by_keys_sets_its_plan_once(database_url: str) -> None:
+    """The plan for all values is asked for together with the bounds, and only where statements are prepared."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE numbers AS SELECT n FROM generate_series(1, 9) AS n")
+    with closing(Proxy(database_url)) as way:
+        direct = database.engine(way.url, connections_max=1)
+        plans, set_directly = _generic_plans_and_settings(direct)
+        way.makes_up_backends = True
+        pooled = database.engine(way.url, connections_max=1)
+        no_plans, set_by_pooler = _generic_plans_and_settings(pooled)
+        for engine in (direct, pooled):
+            engine.dispose()
+
+    assert (plans, no_plans) == ([2], [])
+    assert [statement.count("plan_cache_mode") for statement in set_directly] == [1]
+    assert [statement.count("plan_cache_mode") for statement in set_by_pooler] == [0]
 
 
 def test_statements_without_parameters_are_not_prepared(database_url: str) -> None:

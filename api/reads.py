@@ -148,7 +148,7 @@ class Filters(BaseModel):
     """The filters that every list takes. Any other filter of a list is the name of a column, with its value."""
 
     APART: ClassVar[frozenset[str]] = frozenset({"limit", "cursor", "created_from", "created_before"})
-    """Parameters that are no column with its value."""
+    """Parameters of which ``wanted`` makes no condition that a column has their value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -174,7 +174,7 @@ class DatedFilters(Filters):
 
 
 class OrderFilters(DatedFilters):
-    """Filters of orders."""
+    """Filters of orders. The status is for ``lookup.newest_orders``."""
 
     APART = DatedFilters.APART | {"status"}
 
@@ -466,7 +466,7 @@ def _page(
 ) -> Page[Row]:
     """Return the page of *table* that *filters* ask for, newest first, with the cursor of the next page.
 
-    *find* finds so many rows that are as wanted, where a query of the table alone does not.
+    *find* returns the newest rows that are as wanted, at most so many; without it they are read from *table* itself.
     *sees* is whether the token may see personal data.
     """
     _check_scope(filters, sees=sees)

@@ -56,8 +56,11 @@ NEVER: Final = 2**31
 """For ``prepare_after``: only ``by_key`` prepares, since one plan for all values of a filter is bad for some."""
 _PREPARED: Final = "payfold_prepared"
 _BY_KEYS: Final = "payfold_by_keys"
-# Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does.
-_ONE_PLAN: Final = "SET LOCAL plan_cache_mode = force_generic_plan"
+# Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does. The one
+# plan may be of a time when the tables were empty, so it must not scan them. Before release 18 PostgreSQL shuns a scan by
+# its estimated cost, and what looks dear it would compile first (jit).
+ONE_PLAN: Final = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+"""For a transaction that finds rows by their keys: each statement has one plan, by indexes where there are any."""
 _NEW: Final = "payfold_new"
 BACKEND: Final = "SELECT pg_backend_pid()"
 # A peer that is gone is found out after 25 seconds without a byte.
@@ -165,7 +168,7 @@ def is_direct(driver: Driver) -> bool:
 def by_key(connection: "Connection", query: "Select[Any]", given: Mapping[str, Any]) -> "CursorResult[Any]":
     """Execute *query*, which finds rows by their keys alone, by one plan for all values."""
     if driver_of(connection).prepare_threshold is not None and _BY_KEYS not in connection.get_execution_options():
-        connection.exec_driver_sql(_ONE_PLAN)
+        connection.exec_driver_sql(ONE_PLAN)
     return connection.execute(query, given, execution_options={_PREPARED: True})
 
 
@@ -207,7 +210,7 @@ def transaction(
                         wanted.append("SET LOCAL idle_in_transaction_session_timeout = 0")
                     if by_keys:
                         connection.execution_options(**{_BY_KEYS: True})
-                        wanted += [_ONE_PLAN] if driver_of(connection).prepare_threshold is not None else []
+                        wanted += [ONE_PLAN] if driver_of(connection).prepare_threshold is not None else []
                     if wanted:
                         connection.exec_driver_sql("; ".join(wanted))
                     yield connection

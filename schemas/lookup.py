@@ -89,7 +89,8 @@ def query_of(table: Table, *, of_account: bool) -> Select[Any]:
 def lines_of(connection: Connection, table: Table, owner: str, row: Mapping[str, Any]) -> Sequence[RowMapping]:
     """Return the rows of *table* that name *row* in the column *owner*, by their ids."""
     given = {"owner": row["id"], "account": row["account"], "livemode": row["livemode"]}
-    return by_key(connection, _of_owner(table, owner), given).mappings().all()
+    # Not prepared: while the table is empty, its key, by which the rows are sorted, looks as good as the owner's index.
+    return connection.execute(_of_owner(table, owner), given).mappings().all()
 
 
 @cache
@@ -180,11 +181,13 @@ def newest_orders(
 
     *status* is the one status that they have, None for any. The keys are found by a plan for these conditions, and
     their rows by one for all keys: the view takes longer to plan than to read. Both see the same moment, so the
-    transaction of *connection* has read nothing yet.
+    transaction of *connection* has read nothing yet, and writes nothing later.
     """
     with cursor(connection) as driver:
         take_snapshot(driver)
     keys = connection.execute(newest_keys(wanted, status=status, limit=limit)).all()
+    if not keys:
+        return []
     accounts, modes, ids = ([key[place] for key in keys] for place in range(len(_KEY)))
     given = {"account": text_array(accounts), "livemode": boolean_array(modes), "id": text_array(ids)}
     return list(by_key(connection, _of_keys(tables.order_book), given).mappings().all())
@@ -204,9 +207,9 @@ def _of_keys(view: Table) -> Select[Any]:
     """Return the query of the rows of *view* whose keys are given as arrays, in their order, with ``newest``."""
     types: dict[str, TypeEngine[Any]] = {"account": Text(), "livemode": Boolean(), "id": Text()}
     arrays = (cast(bindparam(name, type_=Text()), ARRAY(kind)) for name, kind in types.items())
-    keys = func.unnest(*arrays).table_valued(*types, with_ordinality="place", name="keys").render_derived()
+    keys = func.unnest(*arrays).table_valued(*types, with_ordinality="place").render_derived(name="keys")
     same = and_(*(view.c[name] == keys.c[name] for name in _KEY))
-    # The offset keeps this at one look at the index for each.
+    # The offset keeps each to a look-up of its own.
     of_each = select(view, _epoch(NEWEST)).where(same).offset(0).lateral("found")
     return select(of_each).select_from(keys.join(of_each, true())).order_by(keys.c.place)
 

@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from schemas import tables
-from schemas.database import Cursor, text_array, world_arrays
+from schemas.database import ONE_PLAN, Cursor, text_array, world_arrays
 from worker import folds
 from worker.folds.facts import Row, Subject
 
@@ -29,11 +29,7 @@ def probe_indexes(cursor: Cursor) -> None:
 
     See Note [A row is found by its key, whatever the planner believes].
     """
-    cursor.execute(_PROBE_INDEXES)
-
-
-# Before release 18 PostgreSQL shuns a scan by its estimated cost, and what looks dear it would compile first (jit).
-_PROBE_INDEXES = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+    cursor.execute(ONE_PLAN)
 
 
 def load_rows(cursor: Cursor, subjects: Iterable[Subject]) -> dict[Subject, Row]:

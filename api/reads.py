@@ -275,7 +275,7 @@ def show_order(
     with reading(request.app.state.engine, by_keys=True) as connection:
         order = row_of(connection, tables.order_book, order_id, account, livemode)
         lines = lookup.lines_of(connection, tables.order_lines, "order_id", order)
-    shown = [answers.OrderLine.of(line, personal=sees) for line in lines]
+    shown = [answers.OrderLine.of(dict(line), personal=sees) for line in lines]
     return answers.OrderWithLines.of({**order, "lines": shown}, personal=sees)
 
 
@@ -319,7 +319,7 @@ def show_credit_note(
     with reading(request.app.state.engine, by_keys=True) as connection:
         note = row_of(connection, tables.credit_notes, note_id, account, livemode)
         lines = lookup.lines_of(connection, tables.credit_note_lines, "credit_note", note)
-    shown = [answers.CreditNoteLine.of(line, personal=sees) for line in lines]
+    shown = [answers.CreditNoteLine.of(dict(line), personal=sees) for line in lines]
     return answers.CreditNoteWithLines.of({**note, "lines": shown}, personal=sees)
 
 

@@ -57,8 +57,8 @@ NEVER: Final = 2**31
 _PREPARED: Final = "payfold_prepared"
 _BY_KEYS: Final = "payfold_by_keys"
 # Else PostgreSQL plans for each value, since it takes the plan for all values to cost more than planning does. The one
-# plan may be of a time when the tables were empty, so it must not scan them. Before release 18 PostgreSQL shuns a scan by
-# its estimated cost, and what looks dear it would compile first (jit).
+# plan may be of a time when the tables were empty, so it must not scan them. Before release 18 PostgreSQL shuns a scan
+# by its estimated cost, and what looks dear it would compile first (jit).
 ONE_PLAN: Final = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
 """For a transaction that finds rows by their keys: each statement has one plan, by indexes where there are any."""
 _NEW: Final = "payfold_new"

@@ -177,7 +177,7 @@ def _epoch(at: ColumnElement[Any]) -> ColumnElement[Any]:
 def newest_orders(
     connection: Connection, wanted: Sequence[ColumnElement[bool]], *, status: str | None, limit: int
 ) -> list[RowMapping]:
-    """Return the *limit* newest rows of ``order_book`` of which the rows in ``orders`` are as *wanted*, with ``newest``.
+    """Return the *limit* newest rows of ``order_book``, with ``newest``, whose rows in ``orders`` are as *wanted*.
 
     *status* is the one status that they have, None for any. The keys are found by a plan for these conditions, and
     their rows by one for all keys: the view takes longer to plan than to read. Both see the same moment, so the

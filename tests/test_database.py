@@ -127,7 +127,7 @@ def test_statements_are_prepared_only_without_a_pooler(database_url: str) -> Non
 
 
 def _generic_plans_and_settings(engine: Engine) -> tuple[list[int], list[str]]:
-    """Read twice by key in a transaction that reads by keys alone; return its plans for all values, and its settings."""
+    """Read twice in a transaction by keys; return how often each plan for all values was used, and the settings."""
     sent: list[str] = []
 
     @event.listens_for(engine, "before_cursor_execute")

@@ -683,7 +683,8 @@ FROM generate_series(2, %(rows)s, 2) AS n
 """
 _MANY_ORDERS: Final = """
 INSERT INTO orders (account, livemode, id, status, customer, payment_intent, created, as_of, event_id)
-SELECT 'acct_' || n %% 7, true, 'cs_' || n, 'paid', 'cus_' || n, 'pi_' || n, now() + n * interval '1 second', now(), 'evt_' || n
+SELECT 'acct_' || n %% 7, true, 'cs_' || n, 'paid', 'cus_' || n, 'pi_' || n, now() + n * interval '1 second', now(),
+    'evt_' || n
 FROM generate_series(1, %(rows)s) AS n
 """
 _LONG_FEED: Final = """

@@ -82,7 +82,8 @@ def is_problem(response: Any, status: int) -> bool:  # noqa: ANN401 - the client
 def test_order_pages(web: Web, limit: int, status: str | None) -> None:
     """The cursor visits every order once, newest first: same times by id, worlds apart, those without a time last.
 
-    So it does among orders of another status, which it leaves out. Orders that are made while paging are newer, and do not disturb the pages.
+    So it does among orders of another status, which it leaves out. Orders that are made while paging are newer, and do
+    not disturb the pages.
     """
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - repeats the run

@@ -282,7 +282,7 @@ def test_a_failure_is_one_line(database_url: str, redis_url: str, capsys: pytest
 
     (line,) = (msgspec.json.decode(line) for line in capsys.readouterr().err.splitlines())
     assert (line["event"], line["kind"]) == ("request.failed", "ProgrammingError")
-    assert line["at"].startswith("reads:")
+    assert line["at"].startswith("lookup:")
 
 
 def test_refusals_do_not_fill_the_log(environment: dict[str, str], tmp_path: Path) -> None:

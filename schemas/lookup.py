@@ -9,8 +9,8 @@ Note [Orders of one status]
     The newest orders of a status are the first of it in an index that begins with the status. Where many orders have
     the status, PostgreSQL takes the index by time alone for a better one, since it supposes that they lie evenly among
     all orders. They do not: a program that tries stolen cards leaves sessions by the thousand, and the newest paid
-    order lies behind them. So the list is sorted by the status first, which only the one index does. PostgreSQL would
-    leave out a column that is equal to one value, so the status is said to be in a list of one.
+    order lies behind them. So the list is sorted by the status first, which only the one index does. PostgreSQL
+    drops a column from the order if it is equal to one value, so the condition is a list with one status.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -177,7 +177,7 @@ def _epoch(at: ColumnElement[Any]) -> ColumnElement[Any]:
 def newest_orders(
     connection: Connection, wanted: Sequence[ColumnElement[bool]], *, status: str | None, limit: int
 ) -> list[RowMapping]:
-    """Return the *limit* newest rows of ``order_book``, with ``newest``, whose rows in ``orders`` are as *wanted*.
+    """Return the *limit* newest rows of ``order_book`` that are as *wanted* in ``orders``, each with ``newest``.
 
     *status* is the one status that they have, None for any. The keys are found by a plan for these conditions, and
     their rows by one for all keys: the view takes longer to plan than to read. Both see the same moment, so the
@@ -204,7 +204,7 @@ def newest_keys(wanted: Sequence[ColumnElement[bool]], *, status: str | None, li
 
 @cache
 def _of_keys(view: Table) -> Select[Any]:
-    """Return the query of the rows of *view* whose keys are given as arrays, in their order, with ``newest``."""
+    """Return the query of the rows of *view* by arrays of keys, in the order of the keys, with ``newest``."""
     types: dict[str, TypeEngine[Any]] = {"account": Text(), "livemode": Boolean(), "id": Text()}
     arrays = (cast(bindparam(name, type_=Text()), ARRAY(kind)) for name, kind in types.items())
     keys = func.unnest(*arrays).table_valued(*types, with_ordinality="place").render_derived(name="keys")

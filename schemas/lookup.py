@@ -40,10 +40,9 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.types import TypeEngine
 
 from schemas import tables
-from schemas.database import boolean_array, by_key, cursor, take_snapshot, text_array
+from schemas.database import by_key, cursor, id_arrays, take_snapshot
 from schemas.errors import ConflictError, NotFoundError
 
 FOUND_MAX: Final = 2
@@ -176,7 +175,7 @@ def _epoch(at: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def newest_orders(
     connection: Connection, wanted: Sequence[ColumnElement[bool]], *, status: str | None, limit: int
-) -> list[RowMapping]:
+) -> Sequence[RowMapping]:
     """Return the *limit* newest rows of ``order_book`` that are as *wanted* in ``orders``, each with ``newest``.
 
     *status* is the one status that they have, None for any. The keys are found by a plan for these conditions, and
@@ -188,9 +187,8 @@ def newest_orders(
     keys = connection.execute(newest_keys(wanted, status=status, limit=limit)).all()
     if not keys:
         return []
-    accounts, modes, ids = ([key[place] for key in keys] for place in range(len(_KEY)))
-    given = {"account": text_array(accounts), "livemode": boolean_array(modes), "id": text_array(ids)}
-    return list(by_key(connection, _of_keys(tables.order_book), given).mappings().all())
+    given = dict(zip(_KEY, id_arrays(keys), strict=True))
+    return by_key(connection, _orders_by_keys(), given).mappings().all()
 
 
 def newest_keys(wanted: Sequence[ColumnElement[bool]], *, status: str | None, limit: int) -> Select[Any]:
@@ -203,14 +201,15 @@ def newest_keys(wanted: Sequence[ColumnElement[bool]], *, status: str | None, li
 
 
 @cache
-def _of_keys(view: Table) -> Select[Any]:
-    """Return the query of the rows of *view* by arrays of keys, in the order of the keys, with ``newest``."""
-    types: dict[str, TypeEngine[Any]] = {"account": Text(), "livemode": Boolean(), "id": Text()}
-    arrays = (cast(bindparam(name, type_=Text()), ARRAY(kind)) for name, kind in types.items())
-    keys = func.unnest(*arrays).table_valued(*types, with_ordinality="place").render_derived(name="keys")
-    same = and_(*(view.c[name] == keys.c[name] for name in _KEY))
+def _orders_by_keys() -> Select[Any]:
+    """Return the query of rows of ``order_book`` by arrays of keys, in the order of the keys, with ``newest``."""
+    book = tables.order_book
+    # As texts, which the driver passes on as they are; it would write a list value by value.
+    arrays = (cast(bindparam(name, type_=Text()), ARRAY(book.c[name].type)) for name in _KEY)
+    keys = func.unnest(*arrays).table_valued(*_KEY, with_ordinality="place").render_derived(name="keys")
+    same = and_(*(book.c[name] == keys.c[name] for name in _KEY))
     # The offset keeps each to a look-up of its own.
-    of_each = select(view, _epoch(NEWEST)).where(same).offset(0).lateral("found")
+    of_each = select(book, _epoch(NEWEST)).where(same).offset(0).lateral("found")
     return select(of_each).select_from(keys.join(of_each, true())).order_by(keys.c.place)
 
 

@@ -51,6 +51,8 @@ PING_SECONDS_MAX: Final = 3.0
 FRESH_SECONDS: Final = 1.0
 """A connection that was used within this is not asked whether it is still there."""
 WATCH_SECONDS: Final = 0.5
+WATCH: Final = "database-watch"
+"""The name of the one thread that a process may have when it forks."""
 PREPARE_AFTER: Final = 4
 NEVER: Final = 2**31
 """For ``prepare_after``: only ``by_key`` prepares, since one plan for all values of a filter is bad for some."""
@@ -300,9 +302,13 @@ def _is_alive(connection: "Connection") -> bool:
 
 
 class _Watch:
-    """The connections that are in use, and a thread that shuts down the overdue ones."""
+    """The connections that are in use, and a thread that shuts down the overdue ones.
+
+    The thread does its work only while it holds ``at_work``, so a fork that holds it finds the thread at rest.
+    """
 
     def __init__(self) -> None:
+        self.at_work = threading.Lock()
         self._lock = threading.Lock()
         self._open: dict[object, tuple[Driver, float | None]] = {}
         self._thread: threading.Thread | None = None
@@ -312,7 +318,7 @@ class _Watch:
         with self._lock:
             self._open[key] = (driver, None if seconds_max is None else time.monotonic() + seconds_max)
             if self._thread is None and seconds_max is not None:
-                self._thread = background.start("database-watch", self._run)
+                self._thread = background.start(WATCH, self._run)
         return key
 
     def end(self, key: object) -> None:
@@ -328,7 +334,8 @@ class _Watch:
     def _run(self) -> None:
         pause = threading.Event()
         while not pause.wait(WATCH_SECONDS):
-            self._shut_down_overdue()
+            with self.at_work:
+                self._shut_down_overdue()
 
     def _shut_down_overdue(self) -> None:
         now = time.monotonic()
@@ -356,7 +363,11 @@ def _watch_anew() -> None:
     _watch = _Watch()
 
 
-os.register_at_fork(after_in_child=_watch_anew)
+os.register_at_fork(
+    before=lambda: _watch.at_work.acquire(),
+    after_in_parent=lambda: _watch.at_work.release(),
+    after_in_child=_watch_anew,
+)
 
 
 def shut_down_connections() -> int:

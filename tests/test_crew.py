@@ -107,6 +107,36 @@ def test_processes_end_with_their_parent() -> None:
     assert (len(gone), alive) == (2, [])
 
 
+CONNECTED = """
+import os, threading
+from schemas import database
+from schemas.progress import do_nothing
+from schemas.settings import Settings
+from tests.test_crew import parent_of
+from worker.proof import processes
+def are_own():
+    with processes.crew(2, do_nothing) as crew:
+        return set(crew.each(parent_of, range(2))) == {os.getpid()}
+with database.transaction(database.engine(Settings.load().postgresql)):
+    print(threading.active_count(), are_own())
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(threading.active_count(), are_own())
+"""
+
+
+def parent_of(_: int) -> int:
+    """Return which process forked this one."""
+    return os.getppid()
+
+
+def test_what_has_connections_forks(database_url: str) -> None:
+    """The thread that watches connections stops no fork; with any other thread, a server forks."""
+    command, settings = [sys.executable, "-c", CONNECTED], environment({"DATABASE_URL": database_url})
+    done = subprocess.run(command, capture_output=True, env=settings, timeout=SECONDS_MAX, check=True)
+
+    assert done.stdout.split() == [b"2", b"True", b"3", b"False"]
+
+
 FILLING = """
 import os, time
 from schemas import database

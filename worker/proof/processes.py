@@ -3,8 +3,9 @@
 Note [Processes are forked where that is safe]
     A forked process has all modules and shares their memory, and starts a hundred times as quickly as one that imports
     them. But a thread of the parent may hold a lock, which no one would release in the child. So a process with other
-    threads (a progress bar in a terminal has one) starts a server first, which has none, and which forks. A child
-    inherits connections and uses none of them: it opens its own, and ends without closing what it inherited.
+    threads (a progress bar in a terminal has one) starts a server first, which has none, and which forks. The thread
+    that watches connections does no harm: a fork finds it at rest. A child inherits connections and uses none of them:
+    it opens its own, and ends without closing what it inherited.
 
 Note [The collector of cycles rests]
     A task makes hundreds of thousands of objects, and none of them in a cycle. The collector would look through all of
@@ -27,6 +28,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from schemas import database
 from schemas.errors import PayfoldError
 
 PROCESSES_MAX: Final = 64
@@ -118,7 +120,7 @@ def _context(module: str) -> BaseContext:
     """See Note [Processes are forked where that is safe]. *module* is what the processes need."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    if threading.active_count() == 1:
+    if {thread.name for thread in threading.enumerate()} <= {threading.current_thread().name, database.WATCH}:
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])

@@ -363,11 +363,15 @@ def _watch_anew() -> None:
     _watch = _Watch()
 
 
-os.register_at_fork(
-    before=lambda: _watch.at_work.acquire(),
-    after_in_parent=lambda: _watch.at_work.release(),
-    after_in_child=_watch_anew,
-)
+def _rest() -> None:
+    _watch.at_work.acquire()
+
+
+def _go_on() -> None:
+    _watch.at_work.release()
+
+
+os.register_at_fork(before=_rest, after_in_parent=_go_on, after_in_child=_watch_anew)
 
 
 def shut_down_connections() -> int:

@@ -122,7 +122,7 @@ def _parts(revisions: Iterable[str]) -> list[list[str]]:
 
 
 class _Ahead(NamedTuple):
-    """Indexes to build, by name the rest of the statement, and the names of those to drop then."""
+    """Indexes to build, by name the rest of the statement (after UNIQUE, if it is), and the names to drop then."""
 
     built: Mapping[str, str]
     dropped: Sequence[str]
@@ -157,7 +157,8 @@ def _build(connection: "Connection", name: str, definition: str) -> None:
     if is_valid:
         return
     _drop(connection, name)
-    connection.exec_driver_sql(f"CREATE INDEX CONCURRENTLY {name} {definition}")
+    unique = "UNIQUE " if definition.startswith("UNIQUE ") else ""
+    connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name} {definition.removeprefix(unique)}")
 
 
 def _drop(connection: "Connection", name: str) -> None:

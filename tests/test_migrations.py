@@ -71,7 +71,9 @@ def test_nothing_to_generate(engine: Engine) -> None:
         "compare_server_default": True,
         # Alembic misreads equal expressions as different, which the test above compares, and partitions as tables.
         "include_object": lambda _, name, *__: (
-            not str(name).endswith("_newest") and name != "orders_status" and not str(name).startswith("payloads_")
+            not str(name).endswith("_newest")
+            and name not in ("orders_status", "changes_one_shot")
+            and not str(name).startswith("payloads_")
         ),
     }
     with engine.connect() as connection:

@@ -138,6 +138,20 @@ def test_a_shard_scans_few_events_of_another(engine: Engine) -> None:
     assert [seq for seq, _ in claimed_of(engine, Shard(0, FOLD_PROCESSES), limit=limit)] == near[:limit]
 
 
+def test_a_shard_looks_again_if_others_took_what_it_had_found(engine: Engine) -> None:
+    """What was found ahead may be folded by others; then the shard takes the oldest that is pending."""
+    record_links(engine, 400)
+    shard = Shard(0, FOLD_PROCESSES)
+    first = claimed_of(engine, shard, limit=5)
+    found = list(shard.ahead)
+    assert found[0] > first[-1][0]
+    assert [seq for seq, _ in claimed_of(engine, shard, limit=5)] == found[:5]
+
+    ledger.execute(engine, "DELETE FROM pending WHERE seq = ANY (:found)", found=found)
+
+    assert claimed_of(engine, shard, limit=5) == first
+
+
 def test_a_killed_fold_process_is_replaced(engine: Engine, fold_process: FoldProcess) -> None:
     """After a kill the parent folds the shard of its fold process, and starts a new one for the next backlog."""
     fold_process.start()

@@ -22,6 +22,8 @@ WAL_MEGABYTES: Final = (1024, 8192)
 """Least and most log to write between two checkpoints; the least is PostgreSQL's default."""
 WAL_SHARE: Final = 4
 """The log may take one part in this many of the disk's free space."""
+VACUUM_SECONDS: Final = 15
+"""Between two looks at what there is to vacuum. Idle, a look takes some milliseconds of the processor."""
 CHECKPOINT_MINUTES: Final = 30
 """Longest time between two checkpoints; after a crash, the log since the last one is read again."""
 CACHE_MEGABYTES: Final = (128, 2048)
@@ -169,6 +171,8 @@ class Postgres(Server):
             "shared_buffers": f"{cache_megabytes(_memory_bytes())}MB",
             "checkpoint_timeout": f"{CHECKPOINT_MINUTES}min",
             "max_wal_size": f"{wal_megabytes(bytes_for_log(self._working_folder))}MB",
+            # Vacuum then follows closely: payloads are still in memory, and little of `pending` is dead.
+            "autovacuum_naptime": f"{VACUUM_SECONDS}s",
             # PostgreSQL then reads after a restart what was in its memory before; else each order waits for the disk.
             "shared_preload_libraries": WARMER if warming else "",
             "timezone": "UTC",

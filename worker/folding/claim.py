@@ -4,11 +4,20 @@ Note [Folding one object is exclusive]
     Two workers may claim events of one object. Each takes an advisory lock on every object of its batch, always in the
     same order, and loads the rows only then. So the second worker sees the rows that the first saved. The locks end
     with the transaction.
+
+Note [A shard looks far ahead]
+    Which shard an event belongs to is seen from its object, that is in the inbox, and the other shard's events lie
+    between its own. To find a batch, at least two batches are looked through, and what is deleted before them is passed
+    over until it is vacuumed away. So a look finds the events of several batches, and each of these takes the next of
+    them that are still pending. What becomes pending before them, since it is to be folded once more, is found by the
+    next look.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -29,17 +38,22 @@ from worker.folds.facts import Event, Subject, object_of, utc
 
 _log: Final = structlog.get_logger()
 
-LOOK_AHEAD_BATCHES: Final = 3
-"""Batches of pending events that a shard scans for its own; events that other workers hold are among them."""
+LOOK_AHEAD_BATCHES: Final = 12
+"""Batches of pending events that a shard looks through for its own; events that other workers hold are among them."""
 REFOLD_EVENTS_MAX: Final = 5000
 """Events of older fold versions that one call queues."""
 
 
-class Shard(NamedTuple):
-    """Shard *number* of the *of* shards of the pending events. All events of an object are in the same shard."""
+@dataclass(slots=True)
+class Shard:
+    """Shard *number* of the *of* shards of the pending events. All events of an object are in the same shard.
+
+    *ahead* has its events that the last look found and that are not taken yet, by their numbers, oldest first.
+    """
 
     number: int
     of: int
+    ahead: list[int] = field(default_factory=list)
 
 
 ENVELOPE: Final = "i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, i.source"
@@ -70,20 +84,13 @@ def claim(
     """
     # A swap of schemas, and a snapshot to compare the tables in, hold this lock exclusively.
     share_folding(cursor)
-    number, of = shard or (None, None)
-    cursor.execute(
-        _CLAIM_ONLY if only is not None else _CLAIM if shard is None else _CLAIM_SHARE,
-        {
-            "only": None if only is None else integer_array(only),
-            "limit": limit,
-            "number": number,
-            "of": of,
-            "near": limit * LOOK_AHEAD_BATCHES,
-            "though_renamed": though_renamed,
-        },
-        binary=True,
-    )
-    rows = cursor.fetchall()
+    bounds = {"limit": limit, "though_renamed": though_renamed}
+    if only is not None:
+        rows = _taken(cursor, _CLAIM_ONLY, bounds | {"only": integer_array(only)})
+    elif shard is not None:
+        rows = _of_shard(cursor, shard, bounds)
+    else:
+        rows = _taken(cursor, _CLAIM, bounds)
     underway = [] if compared is None else compared
     underway[:] = [row[0] for row in rows]
     choices = _choices(cursor, rows)
@@ -110,6 +117,24 @@ def claim(
         for row in rows
         if row[0] in payloads
     ]
+
+
+def _of_shard(cursor: Cursor, shard: Shard, bounds: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Take a batch of what was found ahead. If others have taken all of it since, look once more."""
+    had_some = bool(shard.ahead)
+    if not had_some:
+        near = bounds["limit"] * LOOK_AHEAD_BATCHES
+        cursor.execute(_AHEAD, {**bounds, "near": near, "number": shard.number, "of": shard.of}, binary=True)
+        shard.ahead = [seq for (seq,) in cursor.fetchall()]
+    rows = _taken(cursor, _CLAIM_AHEAD, {**bounds, "ahead": integer_array(shard.ahead)}) if shard.ahead else []
+    last = rows[-1][0] if len(rows) == bounds["limit"] else math.inf
+    shard.ahead = [seq for seq in shard.ahead if seq > last]
+    return rows if rows or not had_some else _of_shard(cursor, shard, bounds)
+
+
+def _taken(cursor: Cursor, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    cursor.execute(statement, parameters, binary=True)
+    return cursor.fetchall()
 
 
 def _choices(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> dict[int, Choice]:
@@ -163,22 +188,26 @@ WITH taken AS MATERIALIZED (
 )
 {_TAKEN}
 """
-# Scan a bounded number of pending events, so that a shard without any of its own finds that out quickly. The events
-# found are locked one by one, until there are enough.
-_CLAIM_SHARE: Final = f"""
+# Look through a bounded number of pending events, so that a shard without any of its own finds that out quickly.
+_AHEAD: Final = f"""
 WITH near AS MATERIALIZED (
     SELECT seq FROM pending WHERE {_DUE} ORDER BY seq LIMIT %(near)s
-), own AS MATERIALIZED (
-    SELECT i.* FROM near CROSS JOIN LATERAL (SELECT * FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
-    WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
-), taken AS MATERIALIZED (
-    SELECT o.*, p.again, p.attempts, p.copies
-    FROM (SELECT * FROM own ORDER BY seq) AS o CROSS JOIN LATERAL (
-        SELECT again, attempts, copies FROM pending WHERE pending.seq = o.seq FOR UPDATE SKIP LOCKED
+)
+SELECT near.seq
+FROM near CROSS JOIN LATERAL (SELECT account, object_id FROM inbox WHERE inbox.seq = near.seq OFFSET 0) AS i
+WHERE mod(hashtext(concat(i.account, i.object_id)), %(of)s) IN (%(number)s, %(number)s - %(of)s)
+ORDER BY near.seq
+"""
+# They are locked one by one, until there are enough.
+_CLAIM_AHEAD: Final = f"""
+WITH taken AS MATERIALIZED (
+    SELECT p.*
+    FROM unnest(%(ahead)s::bigint[]) AS k (seq) CROSS JOIN LATERAL (
+        SELECT seq, again, attempts, copies FROM pending WHERE pending.seq = k.seq AND {_DUE} FOR UPDATE SKIP LOCKED
     ) AS p
     LIMIT %(limit)s
 )
-SELECT {ENVELOPE}, i.again, {IGNORED_BECAUSE}, i.attempts, i.copies FROM taken AS i ORDER BY i.seq
+{_TAKEN}
 """
 
 

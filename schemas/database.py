@@ -24,6 +24,7 @@ Note [A connection in doubt is thrown away]
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ FRESH_SECONDS: Final = 1.0
 """A connection that was used within this is not asked whether it is still there."""
 WATCH_SECONDS: Final = 0.5
 WATCH: Final = "database-watch"
-"""The name of the one thread that a process may have when it forks."""
+"""The name of the thread that shuts down connections that are overdue."""
 PREPARE_AFTER: Final = 4
 NEVER: Final = 2**31
 """For ``prepare_after``: only ``by_key`` prepares, since one plan for all values of a filter is bad for some."""
@@ -372,6 +373,16 @@ def _go_on() -> None:
 
 
 os.register_at_fork(before=_rest, after_in_parent=_go_on, after_in_child=_watch_anew)
+
+
+def may_fork() -> bool:
+    """Return whether this process may fork: no thread holds a lock meanwhile that the child would wait for.
+
+    Of other threads than this one it may have the watch alone, which a fork finds at rest. Outside Linux the system's
+    own libraries may have threads.
+    """
+    names = {thread.name for thread in threading.enumerate()}
+    return sys.platform == "linux" and names <= {threading.current_thread().name, WATCH}
 
 
 def shut_down_connections() -> int:

@@ -7,7 +7,8 @@ Note [Large indexes are built ahead]
     table is large, and dropping one keeps everyone away, also while it waits for a backup. So a migration may name in
     ``BUILT`` the indexes to build before it, and in ``DROPPED`` those to drop then, both concurrently: deliveries and
     folding go on, and these wait for older transactions, however long they take. The migrations before it are committed
-    by then. A build that was interrupted leaves an invalid index, which the next run replaces; complete ones stay.
+    by then. A build that was interrupted leaves an invalid index, which the next run replaces; complete ones stay. What
+    old code finds by an index that is dropped, it finds by reading much more: then its migration says so.
 
 Note [No transaction waits for the schema]
     An index that is built concurrently waits for each transaction that had a snapshot when it looked, to the end of
@@ -159,6 +160,16 @@ def _build(connection: "Connection", name: str, definition: str) -> None:
     _drop(connection, name)
     unique = "UNIQUE " if definition.startswith("UNIQUE ") else ""
     connection.exec_driver_sql(f"CREATE {unique}INDEX CONCURRENTLY {name} {definition.removeprefix(unique)}")
+    # Without statistics of its expressions, an index may be thought to find a great part of a large table.
+    table = connection.exec_driver_sql(_ANALYZED_TABLE, {"name": name}).scalar()
+    if table is not None:
+        connection.exec_driver_sql(f"ANALYZE {table}")
+
+
+_ANALYZED_TABLE: Final = """
+SELECT c.oid::regclass::text FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid
+WHERE i.indexrelid = to_regclass(%(name)s) AND c.reltuples > 0
+"""
 
 
 def _drop(connection: "Connection", name: str) -> None:

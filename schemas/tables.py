@@ -789,6 +789,8 @@ Index(
     text("hashtextextended(subject || ' ' || account || ' ' || subject_id, 1 + livemode::integer)"),
     changes.c.kind,
     unique=True,
+    # New entries come everywhere, so each page has room for some.
+    postgresql_with={"fillfactor": 70},
     postgresql_where=changes.c.kind.in_(ONE_SHOT_KINDS),
 )
 

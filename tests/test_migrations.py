@@ -227,3 +227,27 @@ def test_no_database() -> None:
     assert ran.err.startswith("PostgreSQL does not answer, so check DATABASE_URL: ")
     assert len(ran.err.splitlines()) == 1
     assert "hunter2" not in ran.err
+
+
+ONE_SHOT = """
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at)
+VALUES (:account, :livemode, :subject, :subject_id, :kind, 'evt_1', 'webhook', now())
+ON CONFLICT DO NOTHING RETURNING seq
+"""
+
+
+def test_a_one_shot_happens_once_to_each_object(engine: Engine) -> None:
+    """The index knows an object by hashes; account, mode, subject, id and kind are all in them."""
+    first = {"account": "acct_1", "livemode": True, "subject": "order", "subject_id": "a b", "kind": "order.paid"}
+    others = (
+        {"account": "acct_2"},
+        {"livemode": False},
+        {"subject": "credit_note"},
+        {"subject_id": "b"},
+        {"kind": "order.expired"},
+        {"account": "acct_1 a", "subject_id": "b"},
+    )
+    changes = [first, *(first | each for each in others)]
+
+    assert [len(ledger.rows(engine, ONE_SHOT, **each)) for each in changes] == [1] * len(changes)
+    assert [len(ledger.rows(engine, ONE_SHOT, **each)) for each in changes] == [0] * len(changes)

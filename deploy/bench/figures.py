@@ -597,11 +597,12 @@ def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
 # A new entry may lie anywhere in these indexes. A server that has run for a while has them in memory, and one that just
 # started has not.
 _ANYWHERE: Final = (
+    # An expression is compared with the row itself, so these two read the table as well, and come first.
+    f"SELECT kind FROM changes WHERE kind IN {tables.ONE_SHOT_KINDS} ORDER BY hashtextextended(subject_id, 0)",  # noqa: S608 - our own words
+    "SELECT customer_email FROM orders WHERE customer_email IS NOT NULL ORDER BY lower(customer_email)",
     "SELECT id FROM orders ORDER BY account, livemode, id",
     "SELECT id FROM charges ORDER BY account, livemode, id",
     "SELECT amount_total FROM orders ORDER BY currency, amount_total",
-    "SELECT customer_email FROM orders WHERE customer_email IS NOT NULL ORDER BY lower(customer_email)",
-    f"SELECT kind FROM changes WHERE kind IN {tables.ONE_SHOT_KINDS} ORDER BY hashtextextended(subject_id, 0)",  # noqa: S608 - our own words
     *(
         f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY account, livemode, {column}"  # noqa: S608 - our own words
         for table, column in (("inbox", "object_id"), ("orders", "payment_intent"), ("charges", "payment_intent"))

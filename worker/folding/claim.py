@@ -127,7 +127,7 @@ def _of_shard(cursor: Cursor, shard: Shard, bounds: Mapping[str, Any]) -> list[t
         cursor.execute(_AHEAD, {**bounds, "near": near, "number": shard.number, "of": shard.of}, binary=True)
         shard.ahead = [seq for (seq,) in cursor.fetchall()]
     rows = _taken(cursor, _CLAIM_AHEAD, {**bounds, "ahead": integer_array(shard.ahead)}) if shard.ahead else []
-    last = rows[-1][0] if len(rows) == bounds["limit"] else math.inf
+    last = rows[-1][0] if rows and len(rows) == bounds["limit"] else math.inf
     shard.ahead = [seq for seq in shard.ahead if seq > last]
     return rows if rows or not had_some else _of_shard(cursor, shard, bounds)
 

@@ -48,7 +48,7 @@ CLOSE_SECONDS_MAX: Final = 5.0
 """Seconds for which a fold process may go on with its batch when its parent ends. Then it is killed."""
 
 Start = Literal["fork", "spawn"]
-"""How a process begins. A fork shares memory with its parent, which must not have threads at that time."""
+"""How a process begins. A fork shares memory with its parent: see ``database.may_fork``."""
 
 _log = structlog.get_logger()
 

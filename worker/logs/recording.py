@@ -1,7 +1,5 @@
 """Records the events of a replay, has them folded, and counts their outcomes."""
 
-import sys
-import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -96,8 +94,8 @@ class EventFolder:
 
 
 def _how_to_start() -> Start:
-    """Return how another process starts: by a fork, which is quicker, where no thread could hold a lock meanwhile."""
-    return "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
+    """Return how another process starts: by a fork where that is safe, since it need not load all modules again."""
+    return "fork" if database.may_fork() else "spawn"
 
 
 class Recording:

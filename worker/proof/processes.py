@@ -120,7 +120,7 @@ def _context(module: str) -> BaseContext:
     """See Note [Processes are forked where that is safe]. *module* is what the processes need."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    if {thread.name for thread in threading.enumerate()} <= {threading.current_thread().name, database.WATCH}:
+    if database.may_fork():
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])

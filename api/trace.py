@@ -113,10 +113,10 @@ def _balances(connection: Connection, event: Mapping[str, Any]) -> list[str]:
 
 
 _ONE_SHOT: Final = ", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)
-_HASHES: Final = "SELECT hashtextextended(id, 0) FROM unnest(CAST(:subjects AS text[])) AS k (id)"
+_HASHES: Final = f"SELECT {tables.id_hash('id')} FROM unnest(CAST(:subjects AS text[])) AS k (id)"  # noqa: S608 - our own words
 # A query for each partial index, written out so that PostgreSQL knows that the index has these changes.
 _PARTS: Final = (
-    f"kind IN ({_ONE_SHOT}) AND hashtextextended(subject_id, 0) = ANY (ARRAY({_HASHES}))",
+    f"kind IN ({_ONE_SHOT}) AND {tables.id_hash('subject_id')} = ANY (ARRAY({_HASHES}))",
     f"kind = '{tables.DISPUTE_CLOSED}'",
     "kind = 'order.corrected'",
     "kind = 'order.refund_changed'",

@@ -775,17 +775,14 @@ DISPUTE_CLOSED: Final[Kind] = "dispute.closed"
 """A dispute is closed once by each closing status: one that was lost may be won on appeal."""
 
 
-def has_id(changes: str, subject_id: str) -> str:
-    """Return the condition by which the one-shots of an object are found in the table of that name or alias.
-
-    The columns are to be compared as well: see Note [A one-shot is found by a hash].
-    """
-    return f"hashtextextended({changes}.subject_id, 0) = hashtextextended({subject_id}, 0)"
+def id_hash(subject_id: str) -> str:
+    """Return SQL for the hash of *subject_id*, an expression: see Note [A one-shot is found by a hash]."""
+    return f"hashtextextended({subject_id}, 0)"
 
 
 Index(
     "changes_one_shot",
-    text("hashtextextended(subject_id, 0)"),
+    text(id_hash("subject_id")),
     text("hashtextextended(subject || ' ' || account || ' ' || subject_id, 1 + livemode::integer)"),
     changes.c.kind,
     unique=True,

@@ -598,7 +598,7 @@ def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
 # started has not.
 _ANYWHERE: Final = (
     # An expression is compared with the row itself, so these two read the table as well, and come first.
-    f"SELECT kind FROM changes WHERE kind IN {tables.ONE_SHOT_KINDS} ORDER BY hashtextextended(subject_id, 0)",  # noqa: S608 - our own words
+    f"SELECT kind FROM changes WHERE kind IN {tables.ONE_SHOT_KINDS} ORDER BY {tables.id_hash('subject_id')}",  # noqa: S608 - our own words
     "SELECT customer_email FROM orders WHERE customer_email IS NOT NULL ORDER BY lower(customer_email)",
     "SELECT id FROM orders ORDER BY account, livemode, id",
     "SELECT id FROM charges ORDER BY account, livemode, id",

@@ -152,7 +152,7 @@ SELECT EXISTS (
     CROSS JOIN LATERAL (
         SELECT FROM changes AS c WHERE c.kind IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
             AND (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, k.subject, k.subject_id)
-            AND {tables.has_id("c", "k.subject_id")}
+            AND {tables.id_hash("c.subject_id")} = {tables.id_hash("k.subject_id")}
             AND (k.is_first OR c.kind = k.kind)
         OFFSET 0
     ) AS announced

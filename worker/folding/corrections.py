@@ -101,7 +101,7 @@ SELECT k.account, k.livemode, k.id, (array_agg(t.after ORDER BY t.seq DESC))[1],
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 CROSS JOIN LATERAL (
     ({_OF_AN_ORDER} IN ({", ".join(f"'{kind}'" for kind in tables.ONE_SHOT_KINDS)})
-        AND {tables.has_id("c", "k.id")} OFFSET 0)
+        AND {tables.id_hash("c.subject_id")} = {tables.id_hash("k.id")} OFFSET 0)
     UNION ALL ({_OF_AN_ORDER} = '{CORRECTED}' OFFSET 0)
 ) AS t
 GROUP BY k.account, k.livemode, k.id

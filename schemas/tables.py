@@ -13,9 +13,10 @@ Note [The inbox is append-only]
 
 Note [A one-shot is found by a hash]
     The ids of sessions are long and random, so each order that is opened or paid gets an entry of its own somewhere in
-    the index that lets it happen only once. With the ids themselves that was the largest index of all, and left memory
-    first. Two hashes, of 64 bits each, stand for mode, account, subject and id; a change would be lost only where both
-    are those of another object. Who looks for changes compares the first of them, and then the columns.
+    the index that lets it happen only once. With the ids themselves that was the largest of the indexes with such
+    entries, and seldom in memory as a whole. Two hashes, of 64 bits each, stand for mode, account, subject and id; a
+    change would be lost only where both are those of another object. Who looks for changes compares the first of them,
+    and then the columns.
 """
 
 from collections.abc import Mapping, Sequence

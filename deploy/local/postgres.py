@@ -23,7 +23,7 @@ WAL_MEGABYTES: Final = (1024, 8192)
 WAL_SHARE: Final = 4
 """The log may take one part in this many of the disk's free space."""
 VACUUM_SECONDS: Final = 15
-"""Between two looks at what there is to vacuum. Idle, a look takes some milliseconds of the processor."""
+"""Between two looks at what there is to vacuum, as the deployment page asks of other servers."""
 CHECKPOINT_MINUTES: Final = 30
 """Longest time between two checkpoints; after a crash, the log since the last one is read again."""
 CACHE_MEGABYTES: Final = (128, 2048)

@@ -84,13 +84,13 @@ def claim(
     """
     # A swap of schemas, and a snapshot to compare the tables in, hold this lock exclusively.
     share_folding(cursor)
-    bounds = {"limit": limit, "though_renamed": though_renamed}
+    common = {"limit": limit, "though_renamed": though_renamed}
     if only is not None:
-        rows = _taken(cursor, _CLAIM_ONLY, bounds | {"only": integer_array(only)})
+        rows = _taken(cursor, _CLAIM_ONLY, common | {"only": integer_array(only)})
     elif shard is not None:
-        rows = _of_shard(cursor, shard, bounds)
+        rows = _of_shard(cursor, shard, common)
     else:
-        rows = _taken(cursor, _CLAIM, bounds)
+        rows = _taken(cursor, _CLAIM, common)
     underway = [] if compared is None else compared
     underway[:] = [row[0] for row in rows]
     choices = _choices(cursor, rows)
@@ -119,17 +119,17 @@ def claim(
     ]
 
 
-def _of_shard(cursor: Cursor, shard: Shard, bounds: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _of_shard(cursor: Cursor, shard: Shard, common: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Take a batch of what was found ahead. If others have taken all of it since, look once more."""
     had_some = bool(shard.ahead)
     if not had_some:
-        near = bounds["limit"] * LOOK_AHEAD_BATCHES
-        cursor.execute(_AHEAD, {**bounds, "near": near, "number": shard.number, "of": shard.of}, binary=True)
+        near = common["limit"] * LOOK_AHEAD_BATCHES
+        cursor.execute(_AHEAD, {**common, "near": near, "number": shard.number, "of": shard.of}, binary=True)
         shard.ahead = [seq for (seq,) in cursor.fetchall()]
-    rows = _taken(cursor, _CLAIM_AHEAD, {**bounds, "ahead": integer_array(shard.ahead)}) if shard.ahead else []
-    last = rows[-1][0] if rows and len(rows) == bounds["limit"] else math.inf
+    rows = _taken(cursor, _CLAIM_AHEAD, {**common, "ahead": integer_array(shard.ahead)}) if shard.ahead else []
+    last = rows[-1][0] if rows and len(rows) == common["limit"] else math.inf
     shard.ahead = [seq for seq in shard.ahead if seq > last]
-    return rows if rows or not had_some else _of_shard(cursor, shard, bounds)
+    return rows if rows or not had_some else _of_shard(cursor, shard, common)
 
 
 def _taken(cursor: Cursor, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The index of changes that may happen only once has hashes in place of ids, a third as many bytes for each.
+"""The index of changes that may happen only once has hashes in place of ids, and is less than half as large.
 
 The ids of sessions are random, so each change has a place of its own in it, and with the ids themselves it was the
 largest of the indexes that a fold writes to everywhere. The release before finds changes by their columns, for which

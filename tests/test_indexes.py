@@ -14,9 +14,10 @@ from api.reads import OrderFilters
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from schemas import accounts, database, event_filters, feed, lookup, parked, summary, tables
+from schemas.change_rows import ChangeRow
 from schemas.event_filters import EventFilters, EventPage, Position
 from tests import ledger
-from worker.folding import order_refunds, projection
+from worker.folding import corrections, order_refunds, projection
 from worker.folding.claim import claim
 from worker.folding.joining import facts_of
 from worker.folding.rows import load_rows, probe_indexes
@@ -817,6 +818,39 @@ def test_the_lines_of_an_order_are_found_whenever_they_were_first_asked_for(data
 _MANY_LINES: Final = """
 INSERT INTO order_lines (account, livemode, id, order_id, as_of, event_id)
 SELECT '', true, 'li_' || n, 'cs_' || n, now(), 'evt_' || n FROM generate_series(1, %(rows)s) AS n
+"""
+
+
+def test_what_was_announced_of_an_order_is_found_by_its_id(engine: Engine) -> None:
+    """A step of an order is compared with what the feed has of it, and no change of another order is read."""
+    step: ChangeRow = {
+        "account": "",
+        "livemode": True,
+        "subject": "order",
+        "subject_id": "cs_8",
+        "kind": "order.paid",
+        "event_id": "evt_0",
+        "source": "webhook",
+        "at": ledger.NOW,
+        "before": None,
+        "after": {"status": "paid", "amount_total": 100, "currency": "usd"},
+    }
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(_MANY_PAID, {"rows": ROWS})
+        probe_indexes(cursor)
+        before = connection.execute(text(_READ_OF_ALL)).one()
+        found = corrections.against_the_feed(cursor, [step])
+        after = connection.execute(text(_READ_OF_ALL)).one()
+
+    assert found == []
+    assert (after[0] - before[0], after[1] - before[1]) == (0, 1)
+
+
+_MANY_PAID: Final = """
+INSERT INTO changes (account, livemode, subject, subject_id, kind, event_id, source, at, after)
+SELECT '', true, 'order', 'cs_' || n, 'order.paid', 'evt_' || n, 'webhook', now(),
+    '{"status": "paid", "amount_total": 100, "currency": "usd"}'
+FROM generate_series(1, %(rows)s) AS n
 """
 
 

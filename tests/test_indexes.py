@@ -13,7 +13,7 @@ from api import trace
 from api.reads import OrderFilters
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
-from schemas import accounts, database, event_filters, feed, lookup, parked, summary, tables
+from schemas import accounts, database, event_filters, feed, lookup, observations, parked, summary, tables
 from schemas.change_rows import ChangeRow
 from schemas.event_filters import EventFilters, EventPage, Position
 from tests import ledger
@@ -568,6 +568,69 @@ _INBOX_FETCHED: Final = """
 SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
 FROM pg_stat_xact_user_tables WHERE relname IN ('inbox', 'outcomes')
 """
+
+
+def test_every_statement_of_a_fold_finds_rows_by_whole_keys(database_url: str) -> None:
+    """Planned while the tables were empty, as in a first import, none compares rows that half of a key has found."""
+    folding = database.engine(database_url, connections_max=1, prepare_after=0)
+    account = shop_history(4, 60, money=True)
+    seen = [
+        observations.observe(
+            "payfold.checkout.session.observed", each, account="", livemode=False, created=account.now, now=ledger.NOW
+        )
+        for each in map(account.session, account.session_ids())
+    ]
+    ledger.record(folding, seen)
+    ledger.fold(folding, limit=20)
+    bodies = [event.body for event in account.events]
+    # Then come copies, of which every other one has another content.
+    for several in (
+        bodies,
+        [body.replace(b'"usd"', b'"eur"') if at % 2 else body + b" " for at, body in enumerate(bodies)],
+    ):
+        ledger.record(folding, map(ledger.delivery, several))
+        ledger.fold(folding, limit=20)
+    with database.transaction(folding) as connection, database.cursor(connection) as cursor:
+        prepared = cursor.execute(_PREPARED).fetchall()
+        every = ", ".join(name for (name,) in cursor.execute(_TABLES).fetchall())
+        cursor.execute(f"TRUNCATE {every}")  # so that the planner knows as little as of new tables
+        probe_indexes(cursor)
+        plans = [cursor.execute(f"EXPLAIN (FORMAT json) EXECUTE {call}").fetchall()[0][0] for (call,) in prepared]
+    folding.dispose()
+
+    found = {scan for plan in plans for scan in half_keyed(plan[0]["Plan"])}
+    assert len(plans) > STATEMENTS_MIN
+    assert found <= WITHOUT_A_KEY.keys()
+
+
+STATEMENTS_MIN: Final = 30
+"""A fold prepares more; this shows that they were found."""
+WITHOUT_A_KEY: Final = {
+    "account_names": "a row for each account that was renamed",
+    "inbox_pkey": "all of an account that is being renamed, whose events wait",
+    "inbox_set_aside": "the first entry alone",
+    "pending_pkey": "the first entries of a queue",
+    "renderings_fresh": "the copies that came and are to be compared",
+    "unsettled_pkey": "the first entries of a queue",
+}
+_PREPARED: Final = """
+SELECT name || coalesce('(' || (SELECT string_agg('NULL', ', ') FROM unnest(parameter_types)) || ')', '')
+FROM pg_prepared_statements WHERE statement ~* '^\\s*(SELECT|WITH|INSERT|UPDATE|DELETE)'
+"""
+
+
+def half_keyed(plan: dict[str, Any]) -> set[str]:
+    """Return the indexes, or the tables, from which *plan* reads more than some keys: all, or all of an account."""
+    below = plan.get("Plans", [])
+    found = set[str]().union(*map(half_keyed, below))
+    if plan["Node Type"] in _SCANS:
+        asked = set(re.findall(r"\((\w+)(?:\(\w+, '0'::bigint\))? = ", plan.get("Index Cond", "")))
+        if not asked - {"account", "livemode"}:
+            found.add(plan.get("Index Name", plan.get("Relation Name", "")))
+    return found
+
+
+_SCANS: Final = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan")
 
 
 def test_a_batch_reads_as_much_after_a_first_import(engine: Engine) -> None:

@@ -311,10 +311,14 @@ def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_versi
     queued, version, seq = 0, -1, -1
     # Each pass starts at the first payload that is not archived, so that no pass reads through the archived events.
     while queued < limit:
-        cursor.execute(_OUTDATED, {"version": version, "newest": fold_version, "seq": seq, "limit": limit})
-        version, outdated = cursor.fetchone() or (None, None)
-        if version is None:
+        # A statement of its own: to plan what reads payloads takes longer with each of their partitions.
+        cursor.execute(_OLDEST, {"version": version, "newest": fold_version})
+        found = cursor.fetchone()
+        if found is None:
             break
+        (version,) = found
+        cursor.execute(_OUTDATED, {"version": version, "seq": seq, "limit": limit})
+        outdated = [each for (each,) in cursor.fetchall()]
         if not outdated:
             version, seq = version + 1, -1
             continue
@@ -324,19 +328,16 @@ def queue_outdated(cursor: Cursor, *, limit: int = REFOLD_EVENTS_MAX, fold_versi
     return queued
 
 
-# The outdated events of the oldest fold version from *version* on, from the first payload that is not archived.
+# The oldest fold version from *version* on.
+_OLDEST: Final = """
+SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s
+ORDER BY fold_version LIMIT 1
+"""
+# The events that *version* folded, from the first payload that is not archived.
 _OUTDATED: Final = """
-WITH oldest AS (
-    SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s
-    ORDER BY fold_version LIMIT 1
-), at_hand AS (
-    SELECT seq FROM payloads WHERE seq >= %(seq)s ORDER BY seq LIMIT 1
-)
-SELECT fold_version, ARRAY(
-    SELECT o.seq FROM outcomes AS o
-    WHERE o.fold_version = oldest.fold_version AND o.seq >= (SELECT seq FROM at_hand) ORDER BY o.seq LIMIT %(limit)s
-)
-FROM oldest
+SELECT seq FROM outcomes
+WHERE fold_version = %(version)s AND seq >= (SELECT seq FROM payloads WHERE seq >= %(seq)s ORDER BY seq LIMIT 1)
+ORDER BY seq LIMIT %(limit)s
 """
 _QUEUE: Final = """
 INSERT INTO pending (seq, again)

@@ -414,11 +414,21 @@ def _delete(cursor: Cursor, copies: Sequence[Rendering]) -> None:
 def _note_contents(cursor: Cursor, copies: Sequence[Rendering]) -> None:
     """Save the contents of *copies*, which marks them as compared."""
     if copies:
-        cursor.execute(
-            "UPDATE renderings AS r SET content_sha256 = decode(k.content, 'hex') FROM"
-            f" {_BY_KEY.format(more=', %s::text[]', name=', content')} AND r.content_sha256 IS NULL",
-            (*_keys(copies), _hex(copy.content for copy in copies)),
-        )
+        cursor.execute(_NOTE_CONTENTS, (*_keys(copies), _hex(copy.content for copy in copies)))
+
+
+# The events are locked, so each copy is where it was found.
+_NOTE_CONTENTS: Final = """
+UPDATE renderings SET content_sha256 = found.content
+FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])
+    AS k (account, livemode, id, sha256, content)
+CROSS JOIN LATERAL (
+    SELECT r.ctid AS place, r.content_sha256, decode(k.content, 'hex') AS content FROM renderings AS r
+    WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (k.account, k.livemode, k.id, decode(k.sha256, 'hex'))
+    OFFSET 0
+) AS found
+WHERE renderings.ctid = found.place AND found.content_sha256 IS NULL
+"""
 
 
 # ---- For a rebuild ----

@@ -7,8 +7,10 @@ Note [A row is found by its key, whatever the planner believes]
 
     So one plan is right for all values, and to plan a statement again for each batch takes a tenth of what PostgreSQL
     does for a batch. ``probe_indexes`` lets PostgreSQL keep the first plan. That plan may have been made while the
-    table was empty, so it must not scan tables, cheap as that was then. A few statements, of refunds and of copies,
-    join without such a subquery. They may read a whole index until its table is analyzed.
+    table was empty, so it must not scan tables, cheap as that was then. And the subquery has no condition of a
+    partial index with another key: while that is empty it looks cheaper than the right one, and would be read by
+    account and mode alone until the table is analyzed. Rows to be deleted are found in this way too, and are then
+    deleted by their places.
 """
 
 from collections import defaultdict

@@ -1,6 +1,7 @@
 """Writes rows and deletes them by their keys."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -38,12 +39,7 @@ def save_rows(cursor: Cursor, saved: Saved) -> None:
         cursor.execute(_merge(table), (msgspec.json.encode(list(distinct.values())).decode(),))
     for table, keys in by_table(saved.gone).items():
         names = key_names(table)
-        cursor.execute(
-            sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same}").format(
-                table=sql.Identifier(table), keys=key_rows(names), same=same(names)
-            ),
-            key_arrays(keys),
-        )
+        cursor.execute(_delete(table, names, same(names)), key_arrays(keys))
 
 
 _FORMS: Final = {table.name: copy_rows.Form(table) for table in tables.PROJECTIONS}
@@ -58,12 +54,21 @@ def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
             names = key_names(table)
             child_names = ("account", "livemode", *spec.child_key)
             kept = [str(child["id"]) for key in keys if key in saved.rows for child in saved.rows[key].children]
-            cursor.execute(
-                sql.SQL("DELETE FROM {table} AS t USING {keys} WHERE {same} AND NOT (t.id = ANY (%s::text[]))").format(
-                    table=sql.Identifier(spec.child), keys=key_rows(names), same=same(names, child_names)
-                ),
-                [*key_arrays(keys), text_array(kept)],
-            )
+            strayed = sql.SQL("{} AND NOT (t.id = ANY (%s::text[]))").format(same(names, child_names))
+            cursor.execute(_delete(spec.child, names, strayed), [*key_arrays(keys), text_array(kept)])
+
+
+def _delete(table: str, names: Sequence[str], condition: sql.Composed) -> sql.Composed:
+    """Return SQL that deletes the rows of *table* that fulfil *condition* for one of the keys *names*.
+
+    Their objects are locked, so each is where it was found. See Note [A row is found by its key, whatever the planner
+    believes].
+    """
+    return sql.SQL(
+        "DELETE FROM {table} WHERE ctid = ANY (ARRAY("
+        "SELECT f.place FROM {keys} CROSS JOIN LATERAL"
+        " (SELECT t.ctid AS place FROM {table} AS t WHERE {condition} OFFSET 0) AS f))"
+    ).format(table=sql.Identifier(table), keys=key_rows(names), condition=condition)
 
 
 def _identity(table: str, row: Row) -> tuple[Value, ...]:

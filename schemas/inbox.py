@@ -15,12 +15,6 @@ Note [A copy with other bytes is kept until it is compared]
     (see folding/renderings.py). ``KEEP_COPIES`` is a statement of its own, so that its snapshot includes the rows that
     ``RECORD`` waited for. It writes new rows alone, and none of ``pending``, so that it never waits for a fold to end.
 
-Note [Many payloads are copied]
-    COPY fills a page at a time: it takes half of the processor time of an INSERT with a row for each payload, and its
-    pages push no others out of PostgreSQL's memory. So where many events are recorded at once, by a replay,
-    ``RECORD`` is given no payloads, and they follow in the same transaction. A webhook's answer waits for each round
-    trip, and its batches are small, so there one statement has all.
-
 Note [What names a copy]
     Where credentials are blanked, a log can claim any hash for the body. The hash is known only for a signed delivery,
     and for a payload that is as it came. So a copy that is unsigned and blanked is compared by its payload. In
@@ -177,7 +171,7 @@ WITH renamed AS MATERIALIZED (
     FROM recorded AS r JOIN named AS n USING (name, livemode, id)
 ), kept AS (
     INSERT INTO payloads (seq, payload)
-    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size) FROM placed WHERE begins IS NOT NULL ORDER BY seq
+    SELECT seq, substring(%(payloads)b::bytea FROM begins FOR size) FROM placed ORDER BY seq
 ), queued AS (
     INSERT INTO pending (seq) SELECT seq FROM recorded ORDER BY seq
 )
@@ -262,25 +256,12 @@ _REFUSAL: Final = (None,) * 4
 
 
 def arguments(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
-    """Return *deliveries* as the columns that ``RECORD`` takes, and their payloads one behind the other."""
-    payloads = [delivery.envelope.payload for delivery in deliveries]
-    sizes = [len(payload) for payload in payloads]
-    return _columns(deliveries) | {
-        "begins": integer_array(accumulate(sizes[:-1], initial=1)),
-        "size": integer_array(sizes),
-        "payloads": b"".join(payloads),
-    }
-
-
-_WITHOUT_PAYLOADS: Final = {"begins": integer_array(()), "size": integer_array(()), "payloads": b""}
-
-
-def _columns(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
-    """Return what ``RECORD`` takes but the payloads.
+    """Return *deliveries* as the columns that ``RECORD`` takes, and their payloads one behind the other.
 
     An empty text stands for null: a column that may be null never has an empty text.
     """
     envelopes = [delivery.envelope for delivery in deliveries]
+    sizes = [len(envelope.payload) for envelope in envelopes]
     return {
         "account": text_array([delivery.account for delivery in deliveries]),
         "livemode": boolean_array(envelope.livemode for envelope in envelopes),
@@ -290,6 +271,9 @@ def _columns(deliveries: Sequence[Delivery]) -> dict[str, str | bytes]:
         "created": integer_array(envelope.created for envelope in envelopes),
         "object_type": text_array([envelope.object_type or "" for envelope in envelopes]),
         "object_id": text_array([envelope.object_id or "" for envelope in envelopes]),
+        "begins": integer_array(accumulate(sizes[:-1], initial=1)),
+        "size": integer_array(sizes),
+        "payloads": b"".join([envelope.payload for envelope in envelopes]),
         "redacted": text_array([" ".join(envelope.redacted) for envelope in envelopes]),
         "payload_sha256": text_array([delivery.sha256.hex() for delivery in deliveries]),
         "signature": text_array([delivery.signature or "" for delivery in deliveries]),
@@ -308,35 +292,16 @@ def first_of_each(deliveries: Sequence[Delivery]) -> list[Delivery]:
 
 
 def record(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Receipt]:
-    """Record *deliveries* and return what became of each; the caller commits.
-
-    See Note [Many payloads are copied].
-    """
-    first = first_of_each(deliveries)
-    given = _columns(first) | _WITHOUT_PAYLOADS
+    """Record *deliveries* and return what became of each; the caller commits."""
+    given = arguments(first_of_each(deliveries))
     rows = cursor.execute(RECORD, given).fetchall()
     if _REFUSAL in rows:
         rows = cursor.execute(RECORD_NAMED, given).fetchall()
-    _copy_payloads(cursor, first, rows)
     receipts, further = _receipts(deliveries, rows)
     if further:
         found = cursor.execute(KEEP_COPIES, arguments([deliveries[at] for at in further])).fetchall()
         _note_copies(receipts, further, found)
     return receipts
-
-
-def _copy_payloads(cursor: Cursor, deliveries: Sequence[Delivery], rows: Sequence[tuple[str, bool, str, int]]) -> None:
-    """Keep the payloads of those of *deliveries* that are new, which *rows* name, in the order of their numbers."""
-    payloads = {delivery.key: delivery.envelope.payload for delivery in deliveries}
-    fresh = sorted((seq, payloads[account, livemode, event]) for account, livemode, event, seq in rows)
-    if fresh:
-        with cursor.copy(_PAYLOADS) as copy:
-            copy.set_types(("int8", "bytea"))
-            for row in fresh:
-                copy.write_row(row)
-
-
-_PAYLOADS: Final = "COPY payloads (seq, payload) FROM STDIN (FORMAT binary)"
 
 
 async def record_async(connection: psycopg.AsyncConnection[Any], deliveries: Sequence[Delivery]) -> list[Receipt]:

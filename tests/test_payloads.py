@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 from deploy.sandbox.samples import sample
 from schemas import database, inbox
 from tests import ledger
+from worker.folding.claim import queue_outdated
 from worker.folding.rows import probe_indexes
 
 pytestmark = pytest.mark.integration
@@ -99,6 +100,16 @@ def test_reading_payloads_locks_no_other_partition(engine: Engine) -> None:
 
     assert found == {5: link_event(5)}
     assert locked == ["payloads_from_0"]
+
+
+def test_a_sweep_with_nothing_outdated_locks_no_partition(engine: Engine) -> None:
+    """Whatever the number of payloads, a pass that finds nothing to fold again does not even plan to read them."""
+    ledger.take_in(engine, link_event(5))
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        queued = queue_outdated(cursor)
+        locked = cursor.execute(LOCKED).fetchall()
+
+    assert (queued, locked) == (0, [])
 
 
 def test_a_partition_that_comes_late(engine: Engine) -> None:

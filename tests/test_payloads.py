@@ -103,7 +103,7 @@ def test_reading_payloads_locks_no_other_partition(engine: Engine) -> None:
 
 
 def test_a_sweep_with_nothing_outdated_locks_no_partition(engine: Engine) -> None:
-    """Whatever the number of payloads, a pass that finds nothing to fold again does not even plan to read them."""
+    """A pass that finds nothing to fold again does not even plan to read payloads, however many there are."""
     ledger.take_in(engine, link_event(5))
     with database.transaction(engine) as connection, database.cursor(connection) as cursor:
         queued = queue_outdated(cursor)

@@ -167,7 +167,7 @@ _SETTLED: Final = """
 CASE WHEN %(though_renamed)s OR NOT (SELECT EXISTS (SELECT FROM account_names WHERE finished_at IS NULL)) THEN true
 ELSE NOT EXISTS (
     SELECT FROM inbox AS i JOIN account_names AS n ON i.account IN (n.old, n.new)
-    WHERE i.seq = pending.seq AND n.finished_at IS NULL
+    WHERE i.seq = pending.seq AND n.finished_at IS NULL OFFSET 0
 ) END"""
 # Events that wait for their next try are skipped.
 _DUE: Final = f"(due_at IS NULL OR due_at <= now()) AND {_SETTLED}"
@@ -333,7 +333,7 @@ _OLDEST: Final = """
 SELECT fold_version FROM outcomes WHERE fold_version >= %(version)s AND fold_version < %(newest)s
 ORDER BY fold_version LIMIT 1
 """
-# The events that *version* folded, from the first payload that is not archived.
+# The events that *version* folded, numbered from *seq* on, from the first payload that is not archived.
 _OUTDATED: Final = """
 SELECT seq FROM outcomes
 WHERE fold_version = %(version)s AND seq >= (SELECT seq FROM payloads WHERE seq >= %(seq)s ORDER BY seq LIMIT 1)

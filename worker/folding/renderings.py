@@ -295,9 +295,10 @@ FROM (
 """
 _CHOSEN: Final = """
 SELECT i.seq, i.account, i.livemode, i.id, i.type, i.created, i.object_type, i.object_id, NULL::bytea, i.source,
-    i.api_version, i.payload_sha256, i.signature IS NOT NULL AND i.verified, c.content_sha256, true, o.state
-FROM inbox AS i LEFT JOIN contents AS c USING (seq) LEFT JOIN outcomes AS o USING (seq)
-WHERE i.seq = ANY (%s::bigint[])
+    i.api_version, i.payload_sha256, i.signature IS NOT NULL AND i.verified,
+    (SELECT content_sha256 FROM contents AS c WHERE c.seq = i.seq), true,
+    (SELECT state FROM outcomes AS o WHERE o.seq = i.seq)
+FROM inbox AS i WHERE i.seq = ANY (%s::bigint[])
 """
 
 
@@ -400,15 +401,16 @@ def _keys(copies: Sequence[Rendering]) -> tuple[str, str, str, str]:
     )
 
 
-_BY_KEY: Final = """
-unnest(%s::text[], %s::boolean[], %s::text[], %s::text[]{more}) AS k (account, livemode, id, sha256{name})
-WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (k.account, k.livemode, k.id, decode(k.sha256, 'hex'))
-"""
-
-
 def _delete(cursor: Cursor, copies: Sequence[Rendering]) -> None:
     if copies:
-        cursor.execute(f"DELETE FROM renderings AS r USING {_BY_KEY.format(more='', name='')}", _keys(copies))
+        cursor.execute(_DELETE, _keys(copies))
+
+
+_DELETE: Final = """
+DELETE FROM renderings AS r
+USING unnest(%s::text[], %s::boolean[], %s::text[], %s::text[]) AS k (account, livemode, id, sha256)
+WHERE (r.account, r.livemode, r.id, r.payload_sha256) = (k.account, k.livemode, k.id, decode(k.sha256, 'hex'))
+"""
 
 
 def _note_contents(cursor: Cursor, copies: Sequence[Rendering]) -> None:
@@ -417,7 +419,8 @@ def _note_contents(cursor: Cursor, copies: Sequence[Rendering]) -> None:
         cursor.execute(_NOTE_CONTENTS, (*_keys(copies), _hex(copy.content for copy in copies)))
 
 
-# The events are locked, so each copy is where it was found.
+# Only the worker that claimed an event notes contents of its copies. An arrival that replaces a copy leaves it to be
+# compared again.
 _NOTE_CONTENTS: Final = """
 UPDATE renderings SET content_sha256 = found.content
 FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])

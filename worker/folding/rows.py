@@ -9,8 +9,9 @@ Note [A row is found by its key, whatever the planner believes]
     does for a batch. ``probe_indexes`` lets PostgreSQL keep the first plan. That plan may have been made while the
     table was empty, so it must not scan tables, cheap as that was then. And the subquery has no condition of a
     partial index with another key: while that is empty it looks cheaper than the right one, and would be read by
-    account and mode alone until the table is analyzed. Rows to be deleted are found in this way too, and are then
-    deleted by their places.
+    account and mode alone until the table is analyzed. The rows of an object that are to be deleted are found in
+    this way too, and are then deleted by their places. A few statements, of copies and of what is owed, join without
+    such a subquery: their plans were looked at, of empty tables and of small ones.
 """
 
 from collections import defaultdict

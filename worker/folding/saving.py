@@ -61,8 +61,8 @@ def _drop_strayed_children(cursor: Cursor, saved: Saved) -> None:
 def _delete(table: str, names: Sequence[str], condition: sql.Composed) -> sql.Composed:
     """Return SQL that deletes the rows of *table* that fulfil *condition* for one of the keys *names*.
 
-    Their objects are locked, so each is where it was found. See Note [A row is found by its key, whatever the planner
-    believes].
+    Only who has locked their object writes them, so each is still where it was found. See Note [A row is found by its
+    key, whatever the planner believes] in worker/folding/rows.py.
     """
     return sql.SQL(
         "DELETE FROM {table} WHERE ctid = ANY (ARRAY("

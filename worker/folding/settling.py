@@ -172,13 +172,13 @@ WITH due AS (
     ) AS o CROSS JOIN LATERAL (
         SELECT seq FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (o.account, o.livemode, o.event_id) OFFSET 0
     ) AS e
-    WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq)
+    WHERE EXISTS (SELECT FROM payloads AS p WHERE p.seq = e.seq OFFSET 0)
 ), added AS (
     INSERT INTO pending (seq, again) SELECT seq, true FROM due ON CONFLICT (seq) DO NOTHING
 ), free AS (
-    SELECT p.seq FROM pending AS p JOIN due USING (seq) WHERE NOT p.again FOR UPDATE OF p SKIP LOCKED
+    SELECT seq FROM pending WHERE seq = ANY (ARRAY(SELECT seq FROM due)) AND NOT again FOR UPDATE SKIP LOCKED
 )
-UPDATE pending AS p SET again = true FROM free WHERE p.seq = free.seq
+UPDATE pending SET again = true WHERE seq = ANY (ARRAY(SELECT seq FROM free))
 """
 
 
@@ -204,9 +204,12 @@ def at_rest(cursor: Cursor, subjects: Collection[Subject]) -> dict[Subject, tupl
 # Only its event shows that a session itself failed. The event may be archived, but its time of creation is enough.
 _AT_REST: Final = f"""
 SELECT o.*, coalesce(e.source, 'replay') AS source, (
-    SELECT min(i.created) FROM inbox AS i JOIN outcomes AS u USING (seq)
-    WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
-        AND i.type = '{checkout_session.ASYNC_PAYMENT_FAILED}' AND u.state = 'folded'
+    SELECT min(i.created) FROM (
+        SELECT seq, type, created FROM inbox AS i
+        WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id) OFFSET 0
+    ) AS i
+    WHERE i.type = '{checkout_session.ASYNC_PAYMENT_FAILED}'
+        AND (SELECT state FROM outcomes AS u WHERE u.seq = i.seq) = 'folded'
 ) AS own_failed_at
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)
 CROSS JOIN LATERAL (
@@ -271,8 +274,8 @@ ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
 """
 
 
-# With an OFFSET it becomes no join with all observations, which a plan that was made while there were few would read:
-# see Note [A row is found by its key, whatever the planner believes] in worker/folding/rows.py.
+# Without the OFFSET it would be a join with all observations, by a plan that was made while there were few: see Note [A
+# row is found by its key, whatever the planner believes] in worker/folding/rows.py.
 _IS_READ: Final = """
 EXISTS (
     SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
@@ -427,8 +430,9 @@ WHERE (i.account, i.livemode, i.id) = (t.account, t.livemode, t.event_id)
 """
 # Events of a charge after its capture or its release did not settle the order, so they are not named.
 _MOVING_CHARGE: Final = """
-SELECT i.id, i.source, i.created FROM inbox AS i JOIN outcomes AS u USING (seq)
-WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id) AND u.state = 'folded'
+SELECT i.id, i.source, i.created FROM inbox AS i
+WHERE (i.account, i.livemode, i.object_id) = (t.account, t.livemode, t.id)
+    AND (SELECT state FROM outcomes AS u WHERE u.seq = i.seq) = 'folded'
     AND i.created = coalesce(t.captured_at, t.released_at)
 ORDER BY i.type IN ('charge.captured', 'charge.expired') DESC, i.type = 'charge.updated', i.source = 'observation', i.id
 """

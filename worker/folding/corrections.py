@@ -95,7 +95,7 @@ _OF_AN_ORDER: Final = """
 SELECT seq, kind, after FROM changes AS c
 WHERE (c.account, c.livemode, c.subject, c.subject_id) = (k.account, k.livemode, 'order', k.id) AND c.kind
 """
-# See Note [A row is found by its key, whatever the planner believes]; each kind is found by the index of its own.
+# See Note [A row is found by its key, by any plan]; each kind is found by the index of its own.
 _LAST_ANNOUNCED: Final = f"""
 SELECT k.account, k.livemode, k.id, (array_agg(t.after ORDER BY t.seq DESC))[1], array_agg(t.kind)
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)

@@ -7,7 +7,7 @@ from schemas import change_rows
 from schemas.change_rows import ChangeRow
 from schemas.database import Cursor
 
-# See Note [A row is found by its key, whatever the planner believes].
+# See Note [A row is found by its key, by any plan].
 _LINES: Final = """
 SELECT k.account, k.livemode, k.id, l.lines
 FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, id)

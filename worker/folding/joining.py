@@ -54,7 +54,7 @@ def _arrays_of(keys: Collection[Key]) -> tuple[str, str, str]:
     return text_array([account for account, _, _ in keys]), modes, text_array([id_ for _, _, id_ in keys])
 
 
-# See Note [A row is found by its key, whatever the planner believes] in worker/folding/rows.py.
+# See Note [A row is found by its key, by any plan] in worker/folding/rows.py.
 _ROWS_OF: Final = {
     table: f"""
     SELECT k.account, k.livemode, {names}

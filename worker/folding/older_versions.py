@@ -113,7 +113,7 @@ def neighbours(cursor: Cursor, facts: Mapping[Subject, Sequence[Facts]]) -> set[
     return found
 
 
-# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# Each key is one probe of an index: see Note [A row is found by its key, by any plan] in
 # worker/folding/rows.py.
 _NEIGHBOURS: Final = " UNION ALL ".join(
     f"SELECT '{table}', t.account, t.livemode, t.id, ARRAY[{', '.join(f't.{way}' for way in ('id', *ways))}]"

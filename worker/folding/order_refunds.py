@@ -196,8 +196,8 @@ def _refunded(cursor: Cursor, moved: list[Moved]) -> list[Moved]:
     ]
 
 
-# An EXISTS with an OFFSET becomes no join, and no scan of a whole table: see Note [A row is found by its key, whatever
-# the planner believes] in worker/folding/rows.py.
+# An EXISTS with an OFFSET becomes no join, and no scan of a whole table: see Note [A row is found by its key,
+# by any plan] in worker/folding/rows.py.
 _REFUNDED: Final = """
 WITH m AS (
     SELECT * FROM unnest(%s::text[], %s::boolean[], %s::text[], %s::text[], %s::text[])

@@ -279,7 +279,7 @@ def _with_state(choice: Choice, state: str | None, *, is_own: bool) -> Choice:
 _EVENT: Final = "seq, account, livemode, id, type, created, object_type, object_id, payload, source"
 _CONTENT: Final = 13
 # Each key is one probe of an index, in the order in which recording writes: see the Note [A row is found by its key,
-# whatever the planner believes] in worker/folding/rows.py.
+# by any plan] in worker/folding/rows.py.
 _COPIES: Final = """
 SELECT i.seq, r.account, r.livemode, r.id, r.type, r.created, r.object_type, r.object_id, r.payload, r.source,
     r.api_version, r.payload_sha256, r.signature IS NOT NULL AND r.verified, r.content_sha256, false

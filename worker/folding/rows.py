@@ -1,6 +1,6 @@
 """Finds saved rows by their keys.
 
-Note [A row is found by its key, whatever the planner believes]
+Note [A row is found by its key, by any plan]
     A batch needs some hundred rows of a table that grows during the folding. If the table was small when PostgreSQL
     last analyzed it, the planner would read and hash all of it. A lateral subquery with an OFFSET is not merged into a
     join, so each key is one probe of an index. The cost of a batch then does not depend on the size of the table.
@@ -11,7 +11,7 @@ Note [A row is found by its key, whatever the planner believes]
     partial index with another key: while that is empty it looks cheaper than the right one, and would be read by
     account and mode alone until the table is analyzed. The rows of an object that are to be deleted are found in
     this way too, and are then deleted by their places. A few statements, of copies and of what is owed, join without
-    such a subquery: their plans were looked at, of empty tables and of small ones.
+    such a subquery. A test looks at the plans of all but the latter, made of empty tables and of small ones.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ from worker.folds.facts import Row, Subject
 def probe_indexes(cursor: Cursor) -> None:
     """Let the statements of this transaction keep their first plans, which read a whole table only without an index.
 
-    See Note [A row is found by its key, whatever the planner believes].
+    See Note [A row is found by its key, by any plan].
     """
     cursor.execute(ONE_PLAN)
 

@@ -62,7 +62,7 @@ def _delete(table: str, names: Sequence[str], condition: sql.Composed) -> sql.Co
     """Return SQL that deletes the rows of *table* that fulfil *condition* for one of the keys *names*.
 
     Only who has locked their object writes them, so each is still where it was found. See Note [A row is found by its
-    key, whatever the planner believes] in worker/folding/rows.py.
+    key, by any plan] in worker/folding/rows.py.
     """
     return sql.SQL(
         "DELETE FROM {table} WHERE ctid = ANY (ARRAY("

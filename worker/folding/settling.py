@@ -275,7 +275,7 @@ ORDER BY account, livemode, payment_intent, id LIMIT %(limit)s
 
 
 # Without the OFFSET it would be a join with all observations, by a plan that was made while there were few: see Note [A
-# row is found by its key, whatever the planner believes] in worker/folding/rows.py.
+# row is found by its key, by any plan] in worker/folding/rows.py.
 _IS_READ: Final = """
 EXISTS (
     SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)

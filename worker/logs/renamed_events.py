@@ -22,7 +22,7 @@ def arrays_of(objects: Sequence[Object]) -> dict[str, str]:
     }
 
 
-# Each key is one probe of an index: see Note [A row is found by its key, whatever the planner believes] in
+# Each key is one probe of an index: see Note [A row is found by its key, by any plan] in
 # worker/folding/rows.py.
 _OBJECTS: Final = "unnest(%(modes)s::boolean[], %(objects)s::text[]) AS k (livemode, object_id)"
 _EVENTS: Final = """

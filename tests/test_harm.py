@@ -178,7 +178,7 @@ def test_the_delays_between_tries(engine: Engine) -> None:
 def test_trouble_that_lasts_longer_than_the_batch_does(engine: Engine) -> None:
     """With half of a backlog refused for a lack of rights, the other half is folded."""
     account = Account(seed=12)
-    for _ in range(100):
+    for _ in range(40):
         account.create_payment_link()
         account.create_customer()
     ledger.record(engine, [ledger.delivery(event.body) for event in account.events])

@@ -152,7 +152,7 @@ def archived_with(cursor: Cursor, seq: int) -> list[int]:
     return [found for (found,) in cursor.fetchall()]
 
 
-_ARCHIVED_WITH: Final = """
+_ARCHIVED_WITH: Final = f"""
 WITH objects AS (
     SELECT account, livemode, object_id FROM inbox WHERE seq = %(seq)s AND object_id IS NOT NULL
     UNION
@@ -160,7 +160,7 @@ WITH objects AS (
 ), logged AS (
     SELECT %(seq)s::bigint AS seq
     UNION
-    SELECT i.seq FROM objects JOIN inbox AS i USING (account, livemode, object_id)
+    SELECT i.seq FROM objects AS k JOIN inbox AS i ON {tables.of_object("i", "k.account", "k.livemode", "k.object_id")}
     UNION
     SELECT m.seq FROM objects JOIN mentions AS m USING (account, livemode, object_id)
 )
@@ -315,7 +315,7 @@ SELECT FROM pending WHERE seq = %(seq)s AND NOT EXISTS (SELECT FROM free)
 _TAKE: Final = f"""
 INSERT INTO pending (seq, again) VALUES (%(seq)s, true)
 ON CONFLICT (seq) DO UPDATE SET again = pending.again RETURNING {_WAS_PENDING}
-"""  # noqa: S608 - our own words
+"""
 
 
 class _Taken(NamedTuple):

@@ -237,8 +237,8 @@ def waiting(filters: EventFilters) -> Select[Any]:
 
 
 def _of_object(filters: EventFilters) -> Select[Any]:
-    wanted = {name: getattr(filters, name) for name in ("object_id", "account", "livemode")}
-    return select(_inbox.c.seq).where(*lookup.where(_inbox, wanted))
+    wanted = lookup.of_object(str(filters.object_id), account=filters.account, livemode=filters.livemode)
+    return select(_inbox.c.seq).where(*wanted)
 
 
 def _of_outcome(state: str) -> Select[Any]:

@@ -109,7 +109,7 @@ def world_of(
         ConflictError: several accounts or modes have such an object.
     """
     inbox = tables.inbox
-    wanted = where(inbox, {"object_id": object_id, "account": account, "livemode": livemode})
+    wanted = of_object(object_id, account=account, livemode=livemode)
     query = select(inbox.c.account, inbox.c.livemode).where(*wanted).distinct().limit(2)
     found = connection.execute(query).all()
     if not found:
@@ -147,6 +147,20 @@ def where(table: Table, given: Mapping[str, object]) -> list[ColumnElement[bool]
     if _indexed(_KEYS.get(table.name, table)) & asked.keys():
         found += [_OF_ANY[name](table) for name in _OF_ANY if name not in asked]
     return found
+
+
+def of_object(object_id: str, *, account: str | None, livemode: bool | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that rows of the inbox are about *object_id*; None is any account, or any mode.
+
+    See Note [Events of an object are found by a hash] in schemas/tables.py.
+    """
+    inbox = tables.inbox
+    given = {"account": account, "livemode": livemode}
+    return [
+        func.hashtextextended(inbox.c.object_id, 0) == func.hashtextextended(object_id, 0),
+        inbox.c.object_id == object_id,
+        *(inbox.c[name].is_not_distinct_from(value) for name, value in given.items() if value is not None),
+    ]
 
 
 def order_of(table: Table, by: ColumnElement[Any] = NEWEST) -> tuple[ColumnElement[Any], ...]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas import events, inbox, own_events
+from schemas import events, inbox, own_events, tables
 from schemas.database import Cursor
 from schemas.errors import BodyNotJson, NotAnObject, Refused
 from schemas.inbox import Delivery
@@ -142,13 +142,13 @@ def kind_of(answer: Answer) -> str:
 
 
 # The newest rendering is that of the latest second, and within one second the last received.
-_LAST_RENDERINGS: Final = """
+_LAST_RENDERINGS: Final = f"""
 SELECT k.number, last.seq
 FROM unnest(%s::int[], %s::text[], %s::boolean[], %s::text[], %s::text[])
     AS k (number, account, livemode, object_type, object_id)
 CROSS JOIN LATERAL (
     SELECT i.seq FROM inbox AS i
-    WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.object_id)
+    WHERE {tables.of_object("i", "k.account", "k.livemode", "k.object_id")}
         AND i.object_type = k.object_type
     ORDER BY i.created DESC, i.seq DESC LIMIT 1
 ) AS last

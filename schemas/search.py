@@ -161,7 +161,7 @@ def in_events(
     If there are none, and *personal* data may be revealed, return the parked events of which the payload has *text*.
     """
     text, world, inbox = text.strip(), {"account": account, "livemode": livemode}, tables.inbox
-    query = _events_where(lookup.where(inbox, {"object_id": text, **world}))
+    query = _events_where(lookup.of_object(text, account=account, livemode=livemode))
     matched, rows = "object_id", connection.execute(query.limit(HITS_MAX + 1)).mappings().all()
     # That a payload has some text is personal data.
     if not rows and personal and len(text) >= PAYLOAD_TEXT_MIN:

@@ -48,9 +48,9 @@ ASKED: Final = {
         "GET /v1/events?source= of those that no webhook brought",
         "SELECT seq FROM inbox WHERE source = 'gap' ORDER BY received_at DESC, seq DESC LIMIT 21",
     ),
-    "inbox_object": (
+    "inbox_object_hash": (
         "all events of an object (facts_of, explain, observations.news)",
-        f"SELECT seq FROM inbox WHERE {WORLD} AND object_id = 'cs_1'",
+        f"SELECT seq FROM inbox WHERE {tables.of_object('inbox', '$$$$', 'true', '$$cs_1$$')}",
     ),
     "inbox_thin": (
         "events that only name their object (fetches)",

@@ -455,6 +455,7 @@ def test_a_schema_that_is_behind(engine: Engine) -> None:
         "0023",
         "0024",
         "0025",
+        "0026",
     ]
     assert (found.database, found.migrations, found.pending, found.silent) == ("ok", behind, None, None)
 

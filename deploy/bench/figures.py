@@ -599,13 +599,14 @@ def reads(stand: Stand, sizes: Sizes, announce: Announce) -> list[Figure]:
 _ANYWHERE: Final = (
     # An expression is compared with the row itself, so these two read the table as well, and come first.
     f"SELECT kind FROM changes WHERE kind IN {tables.ONE_SHOT_KINDS} ORDER BY {tables.id_hash('subject_id')}",  # noqa: S608 - our own words
+    f"SELECT object_id FROM inbox WHERE object_id IS NOT NULL ORDER BY {tables.id_hash('object_id')}",  # noqa: S608 - our own words
     "SELECT customer_email FROM orders WHERE customer_email IS NOT NULL ORDER BY lower(customer_email)",
     "SELECT id FROM orders ORDER BY account, livemode, id",
     "SELECT id FROM charges ORDER BY account, livemode, id",
     "SELECT amount_total FROM orders ORDER BY currency, amount_total",
     *(
         f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY account, livemode, {column}"  # noqa: S608 - our own words
-        for table, column in (("inbox", "object_id"), ("orders", "payment_intent"), ("charges", "payment_intent"))
+        for table, column in (("orders", "payment_intent"), ("charges", "payment_intent"))
     ),
 )
 

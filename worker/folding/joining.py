@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from schemas import inbox
+from schemas import inbox, tables
 from schemas.database import Cursor, boolean_array, integer_array, text_array, world_arrays
 from schemas.errors import Archived
 from schemas.events import Key
@@ -226,7 +226,7 @@ def facts_of(
         ), wanted AS (
             SELECT i.seq FROM k CROSS JOIN LATERAL (
                 SELECT seq FROM inbox AS i
-                WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.object_id) OFFSET 0
+                WHERE {tables.of_object("i", "k.account", "k.livemode", "k.object_id")} OFFSET 0
             ) AS i
             UNION
             SELECT m.seq FROM k CROSS JOIN LATERAL (

@@ -12,6 +12,7 @@ Note [History is not news]
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from schemas import tables
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.events import Key
 from worker.folds.facts import Facts, Subject
@@ -73,7 +74,7 @@ _OBJECTS: Final = "unnest(%(accounts)s::text[], %(modes)s::boolean[], %(keys)s::
 _WITH_HISTORY: Final = f"""
 SELECT k.account, k.livemode, k.key FROM {_OBJECTS}
 CROSS JOIN LATERAL (
-    SELECT i.seq FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (k.account, k.livemode, k.key)
+    SELECT i.seq FROM inbox AS i WHERE {tables.of_object("i", "k.account", "k.livemode", "k.key")}
     UNION
     SELECT m.seq FROM mentions AS m WHERE (m.account, m.livemode, m.object_id) = (k.account, k.livemode, k.key)
 ) AS e

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from schemas import inbox
+from schemas import inbox, tables
 from schemas.database import Cursor, boolean_array, integer_array, text_array
 from schemas.own_events import EVENT_IGNORED
 
@@ -25,9 +25,10 @@ def arrays_of(objects: Sequence[Object]) -> dict[str, str]:
 # Each key is one probe of an index: see Note [A row is found by its key, by any plan] in
 # worker/folding/rows.py.
 _OBJECTS: Final = "unnest(%(modes)s::boolean[], %(objects)s::text[]) AS k (livemode, object_id)"
-_EVENTS: Final = """
-(SELECT * FROM inbox WHERE account = ANY (ARRAY[{accounts}])
-    AND (inbox.livemode, inbox.object_id) = (k.livemode, k.object_id) OFFSET 0) AS i
+_EVENTS: Final = f"""
+(SELECT * FROM (
+    SELECT * FROM inbox WHERE {tables.id_hash("inbox.object_id")} = {tables.id_hash("k.object_id")} OFFSET 0
+) AS i WHERE i.account = ANY (ARRAY[{{accounts}}]) AND (i.livemode, i.object_id) = (k.livemode, k.object_id)) AS i
 """
 _MENTIONS: Final = """
 (SELECT * FROM mentions WHERE account = ANY (ARRAY[{accounts}])

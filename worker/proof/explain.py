@@ -261,9 +261,9 @@ def _verdict_in_part(reports: dict[str, Any], decides: object) -> str:
     return f"it decides; {what}" if reports["id"] == decides else what
 
 
-_SPOKEN: Final = """
+_SPOKEN: Final = f"""
 WITH spoken AS (
-    SELECT seq FROM inbox WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
+    SELECT seq FROM inbox WHERE {tables.of_object("inbox", "%(account)s", "%(livemode)s", "%(source)s")}
     UNION
     SELECT seq FROM mentions WHERE (account, livemode, object_id) = (%(account)s, %(livemode)s, %(source)s)
 )

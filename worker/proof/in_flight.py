@@ -14,6 +14,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Final
 
+from schemas import tables
 from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, KeyRefused, MissingAtStripe, Refused
@@ -86,10 +87,10 @@ def on_the_way(cursor: Cursor, objects: Iterable[Key]) -> set[Key]:
     """Return the objects that have an event that is not folded yet: their next rows are not known."""
     wanted = sorted(set(objects))
     cursor.execute(
-        """
-        SELECT DISTINCT account, livemode, object_id
+        f"""
+        SELECT DISTINCT k.account, k.livemode, k.object_id
         FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
-        JOIN inbox AS i USING (account, livemode, object_id) JOIN pending USING (seq)
+        JOIN inbox AS i ON {tables.of_object("i", "k.account", "k.livemode", "k.object_id")} JOIN pending USING (seq)
         """,
         [list(column) for column in zip(*wanted, strict=True)] or [[], [], []],
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 from psycopg import sql
 
-from schemas import checkout
+from schemas import checkout, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, PayfoldError
@@ -24,6 +24,7 @@ from worker.stripe_jobs.rounds import JobContext
 
 _log = structlog.get_logger()
 
+_OF_ID: Final = tables.of_object("i", "%s", "%s", "k.id")
 WINDOW_PAGES: Final = 50
 """After so many pages the rows of the time that they span are searched for rows that no page listed."""
 
@@ -59,9 +60,9 @@ def _is_known(audit: Audit, world: World, kind: Kind, page: Page) -> bool:
 
     def read(cursor: Cursor) -> bool:
         cursor.execute(
-            "SELECT EXISTS (SELECT FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
-            " AND source <> 'observation')",
-            (world.account, world.livemode, ids),
+            f"SELECT EXISTS (SELECT FROM unnest(%s::text[]) AS k (id) JOIN inbox AS i ON {_OF_ID}"
+            " WHERE i.source <> 'observation')",
+            (ids, world.account, world.livemode),
         )
         return cursor.fetchone() == (True,)
 
@@ -213,9 +214,8 @@ def _bottom(audit: Audit, world: World, kind: Kind, walk: Walk) -> Step:
 def _created_before(cursor: Cursor, *, world: World, ids: set[str], since: datetime) -> set[str]:
     """Return those of *ids* that have an event before *since*."""
     cursor.execute(
-        "SELECT DISTINCT object_id FROM inbox WHERE (account, livemode) = (%s, %s) AND object_id = ANY (%s)"
-        " AND created < %s",
-        (world.account, world.livemode, sorted(ids), since),
+        f"SELECT DISTINCT k.id FROM unnest(%s::text[]) AS k (id) JOIN inbox AS i ON {_OF_ID} WHERE i.created < %s",
+        (sorted(ids), world.account, world.livemode, since),
     )
     return {id_ for (id_,) in cursor.fetchall()}
 

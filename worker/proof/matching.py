@@ -5,9 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from psycopg import sql
-
-from schemas import database, inbox
+from schemas import database, inbox, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject
@@ -92,17 +90,15 @@ def _put_right(cursor: Cursor, context: JobContext, world: World, found: Compare
         [delivery for id_, delivery in found.deliveries.items() if id_ in sources or _customer_of(delivery) in sources],
     )
     cursor.execute(
-        sql.SQL(
-            """
-            INSERT INTO pending (seq, again)
-            SELECT seq, true FROM inbox WHERE (account, livemode) = (%(account)s, %(livemode)s)
-                AND object_id = ANY (%(objects)s)
-            UNION
-            SELECT seq, true FROM mentions WHERE (account, livemode) = (%(account)s, %(livemode)s)
-                AND object_id = ANY (%(objects)s)
-            ON CONFLICT (seq) DO UPDATE SET again = true
-            """
-        ),
+        f"""
+        INSERT INTO pending (seq, again)
+        SELECT i.seq, true FROM unnest(%(objects)s::text[]) AS k (id)
+        JOIN inbox AS i ON {tables.of_object("i", "%(account)s", "%(livemode)s", "k.id")}
+        UNION
+        SELECT seq, true FROM mentions WHERE (account, livemode) = (%(account)s, %(livemode)s)
+            AND object_id = ANY (%(objects)s)
+        ON CONFLICT (seq) DO UPDATE SET again = true
+        """,
         {"account": world.account, "livemode": world.livemode, "objects": sorted(sources)},
     )
 

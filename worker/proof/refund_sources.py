@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from psycopg.rows import dict_row
 
+from schemas import tables
 from schemas.database import Cursor, id_arrays
 from worker import folds
 from worker.folding.rows import load_rows
@@ -97,10 +98,10 @@ def _events(cursor: Cursor, subjects: Sequence[Subject], as_of: datetime) -> lis
         return rows.execute(_RECEIVED, (*id_arrays(subjects), as_of)).fetchall()
 
 
-_RECEIVED: Final = """
+_RECEIVED: Final = f"""
 SELECT e.* FROM (
     SELECT DISTINCT i.seq FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS k (account, livemode, object_id)
-    JOIN inbox AS i USING (account, livemode, object_id)
+    JOIN inbox AS i ON {tables.of_object("i", "k.account", "k.livemode", "k.object_id")}
 ) AS own JOIN events AS e USING (seq)
 WHERE e.state = 'folded' AND e.received_at <= %s
 """

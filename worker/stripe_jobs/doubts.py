@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from schemas import tables
 from schemas.database import Cursor
 from schemas.own_events import observed
 from worker.folds import balance, join
@@ -29,7 +30,7 @@ READINGS_MAX: Final = 8
 _KINDS: Final = (join.AMBIGUOUS_ORDER, "expired_and_complete")
 
 _IS_READING: Final = f"e.type LIKE '{observed('%%')}'"
-_EVENTS: Final = "inbox AS e WHERE (e.account, e.livemode, e.object_id) = (a.account, a.livemode, a.object_id)"
+_EVENTS: Final = f"inbox AS e WHERE {tables.of_object('e', 'a.account', 'a.livemode', 'a.object_id')}"
 _LAST: Final = f"(SELECT max(e.created) FROM {_EVENTS})"
 _IS_UNDECIDED: Final = f"""
 a.kind = ANY (%(kinds)s) AND a.resolved_at IS NULL AND (

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from schemas import checkout, inbox, observations, session_ends
+from schemas import checkout, inbox, observations, session_ends, tables
 from schemas.budget import Lane
 from schemas.checkout import Ending
 from schemas.database import Cursor
@@ -69,7 +69,7 @@ WHERE (o.account, o.livemode, o.status) = (%(account)s, %(livemode)s, 'open')
     -- What is recorded of it, and not yet folded, may be its end.
     AND NOT EXISTS (
         SELECT FROM inbox AS i JOIN pending AS p USING (seq)
-        WHERE (i.account, i.livemode, i.object_id) = (o.account, o.livemode, o.id)
+        WHERE {tables.of_object("i", "o.account", "o.livemode", "o.id")}
     )
 ORDER BY o.created LIMIT %(limit)s
 """

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from schemas import checkout, events, observations
+from schemas import checkout, events, observations, tables
 from schemas.budget import Lane
 from schemas.database import Cursor
 from schemas.errors import CallDeclined, MissingAtStripe, NotAnObject, Refused
@@ -151,7 +151,7 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS o
 WHERE o.as_of < m.created AND NOT EXISTS (
-    SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (%(account)s, %(livemode)s, o.id)
+    SELECT FROM inbox AS i WHERE {tables.of_object("i", "%(account)s", "%(livemode)s", "o.id")}
         AND i.source = 'observation' AND i.received_at >= m.received_at
 )
 """
@@ -164,7 +164,7 @@ ORDER BY t.seq LIMIT %(thin_limit)s
 """
 _THIN_COLUMNS: Final = ("object_ids", "object_types", "received", "twins")
 # If a thin event names a full event of the same change, that event is read; otherwise the object that it is about.
-_UNREAD: Final = """
+_UNREAD: Final = f"""
 SELECT CASE WHEN t.twin IS NULL THEN 'object' ELSE 'event' END, coalesce(t.twin, t.object_id),
     CASE WHEN t.twin IS NULL THEN t.object_type ELSE 'event' END, %(refetch)s
 FROM unnest(%(object_ids)s::text[], %(object_types)s::text[], %(received)s::timestamptz[], %(twins)s::text[])
@@ -174,7 +174,7 @@ WHERE (t.twin IS NOT NULL OR t.object_type = ANY (%(types)s))
         SELECT FROM inbox AS i WHERE (i.account, i.livemode, i.id) = (%(account)s, %(livemode)s, t.twin)
     )
     AND NOT EXISTS (
-        SELECT FROM inbox AS o WHERE (o.account, o.livemode, o.object_id) = (%(account)s, %(livemode)s, t.object_id)
+        SELECT FROM inbox AS o WHERE {tables.of_object("o", "%(account)s", "%(livemode)s", "t.object_id")}
             AND o.source = 'observation' AND o.received_at >= t.received_at AND t.twin IS NULL
     )
 """

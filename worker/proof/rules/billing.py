@@ -2,13 +2,14 @@
 
 from typing import Final
 
+from schemas import tables
 from worker.proof.rules.rule import Rule
 
 # One of the parts that went out may have been inferred from the others, and then they add up in any case. So a second
 # source is needed. The part that went to the balance has one if the ledger lists it, or if nothing went there. The
 # refunded part has one, unless an old note names its refund only by the id, and that refund is not known. Versions
 # before 2025-05-28.basil do not carry the two sides, which are inferred from the type then: the whole amount is on one.
-_NOTE_SPLIT: Final = """
+_NOTE_SPLIT: Final = f"""
 SELECT n.account, n.livemode, n.id,
     CASE WHEN amount IS NULL OR pre_payment_amount IS NULL OR post_payment_amount IS NULL THEN 'not provable'
         WHEN amount <> pre_payment_amount::numeric + post_payment_amount THEN 'broken'
@@ -48,7 +49,7 @@ FROM (
 ) AS n
 CROSS JOIN LATERAL (
     SELECT coalesce(bool_and(coalesce(left(i.api_version, 10) < '2025-05-28', false)), false) AS are_inferred
-    FROM inbox AS i WHERE (i.account, i.livemode, i.object_id) = (n.account, n.livemode, n.id)
+    FROM inbox AS i WHERE {tables.of_object("i", "n.account", "n.livemode", "n.id")}
         AND 0 IN (n.pre_payment_amount, n.post_payment_amount)
 ) AS sides
 """

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 import pytest
 from sqlalchemy import Engine, Row, Select, Table, event, select, text
+from sqlalchemy.dialects import postgresql
 
 from api import trace
 from api.reads import OrderFilters
@@ -568,6 +569,21 @@ _INBOX_FETCHED: Final = """
 SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
 FROM pg_stat_xact_user_tables WHERE relname IN ('inbox', 'outcomes')
 """
+
+
+def test_events_of_an_object_are_found_by_a_plan_for_all_objects(engine: Engine) -> None:
+    """What people look for by an object's id is found by its hash, also where one plan is kept for all parameters."""
+    wanted = lookup.of_object("cs_1", account="acct_1", livemode=True)
+    query = select(tables.inbox.c.seq).where(*wanted).order_by(tables.inbox.c.seq.desc()).limit(21)
+    compiled = query.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+    values = ", ".join(f"'{compiled.params[name]}'" for name in compiled.positiontup or ())
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        probe_indexes(cursor)
+        cursor.execute(f"PREPARE look AS {compiled}")
+        plan = "\n".join(line for (line,) in cursor.execute(f"EXPLAIN EXECUTE look ({values})").fetchall())
+        cursor.execute("DEALLOCATE look")
+
+    assert "Index Cond: (hashtextextended(object_id" in plan, plan
 
 
 @pytest.mark.parametrize("known", ["ANALYZE", "TRUNCATE {tables}"], ids=["small", "empty"])

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 
 from api import trace
 from api.reads import OrderFilters
+from deploy.bench import figures
 from deploy.sandbox.account import Account
 from deploy.sandbox.history import shop_history
 from schemas import accounts, database, event_filters, feed, lookup, observations, parked, summary, tables
@@ -569,6 +570,28 @@ _INBOX_FETCHED: Final = """
 SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
 FROM pg_stat_xact_user_tables WHERE relname IN ('inbox', 'outcomes')
 """
+
+
+def test_the_bench_warms_indexes_and_not_tables(engine: Engine) -> None:
+    """What the bench reads before it writes into a long history is these indexes, and the rows of one of them alone."""
+    with database.transaction(engine) as connection, database.cursor(connection) as cursor:
+        cursor.execute(figures.BY_INDEX)
+        scans = [
+            re.search(r"(Index.* Scan) using (\w+)", "\n".join(line for (line,) in cursor.fetchall()))
+            for statement in figures.ANYWHERE
+            if cursor.execute(f"EXPLAIN {statement}")
+        ]
+
+    assert [scan and scan.groups() for scan in scans] == [
+        ("Index Only Scan", "changes_one_shot"),
+        ("Index Only Scan", "inbox_object_hash"),
+        ("Index Scan", "orders_customer_email"),
+        ("Index Only Scan", "orders_pkey"),
+        ("Index Only Scan", "charges_pkey"),
+        ("Index Only Scan", "orders_amount"),
+        ("Index Only Scan", "orders_payment_intent"),
+        ("Index Only Scan", "charges_payment_intent"),
+    ]
 
 
 def test_events_of_an_object_are_found_by_a_plan_for_all_objects(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import psycopg
 import pytest
 from sqlalchemy import Engine, Row, Select, Table, event, select, text
@@ -570,6 +571,36 @@ _INBOX_FETCHED: Final = """
 SELECT coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
 FROM pg_stat_xact_user_tables WHERE relname IN ('inbox', 'outcomes')
 """
+
+
+def test_events_of_an_object_are_those_of_its_world(engine: Engine) -> None:
+    """Two accounts have an object of one id, in both modes: each has its own event, by either form of the look-up."""
+    worlds = [(account, livemode) for account in ("acct_1", "acct_2") for livemode in (True, False)]
+    for account, livemode in worlds:
+        body = {
+            "id": f"evt_{account}_{livemode}",
+            "object": "event",
+            "type": "checkout.session.completed",
+            "created": 1_760_000_000,
+            "livemode": livemode,
+            "data": {"object": {"id": "cs_1", "object": "checkout.session"}},
+        }
+        ledger.record(engine, [ledger.delivery(msgspec.json.encode(body), account=account)])
+    found = {(row["account"], row["livemode"]) for row in ledger.rows(engine, "SELECT account, livemode FROM inbox")}
+    assert found == set(worlds)
+
+    inbox = tables.inbox
+    for account, livemode in worlds:
+        own = tables.of_object("inbox", f"'{account}'", str(livemode), "'cs_1'")
+        rows = ledger.rows(engine, f"SELECT account, livemode FROM inbox WHERE {own}")
+        assert [(row["account"], row["livemode"]) for row in rows] == [(account, livemode)]
+    with engine.connect() as connection:
+        for account, livemode in [*worlds, ("acct_1", None), (None, False), (None, None)]:
+            wanted = lookup.of_object("cs_1", account=account, livemode=livemode)
+            seen = connection.execute(select(inbox.c.account, inbox.c.livemode).where(*wanted)).all()
+            assert {tuple(row) for row in seen} == {
+                world for world in worlds if account in (None, world[0]) and livemode in (None, world[1])
+            }
 
 
 def test_the_bench_warms_indexes_and_not_tables(engine: Engine) -> None:

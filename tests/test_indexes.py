@@ -595,11 +595,11 @@ def test_events_of_an_object_are_those_of_its_world(engine: Engine) -> None:
         rows = ledger.rows(engine, f"SELECT account, livemode FROM inbox WHERE {own}")
         assert [(row["account"], row["livemode"]) for row in rows] == [(account, livemode)]
     with engine.connect() as connection:
-        for account, livemode in [*worlds, ("acct_1", None), (None, False), (None, None)]:
-            wanted = lookup.of_object("cs_1", account=account, livemode=livemode)
+        for asked in [*worlds, ("acct_1", None), (None, False), (None, None)]:
+            wanted = lookup.of_object("cs_1", account=asked[0], livemode=asked[1])
             seen = connection.execute(select(inbox.c.account, inbox.c.livemode).where(*wanted)).all()
             assert {tuple(row) for row in seen} == {
-                world for world in worlds if account in (None, world[0]) and livemode in (None, world[1])
+                world for world in worlds if asked[0] in (None, world[0]) and asked[1] in (None, world[1])
             }
 
 
